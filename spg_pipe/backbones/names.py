@@ -8,8 +8,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from spg_pipe.backbones.spec import BackboneSpec, Family, Norm, Precision
+from spg_pipe.backbones.spec import BackboneSpec, Family, Norm
 from spg_pipe.errors import SpgError
+from spg_pipe.recipe.data import Precision
 
 if TYPE_CHECKING:
     from spg_pipe.backbones.weights import Weights

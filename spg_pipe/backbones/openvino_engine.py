@@ -80,7 +80,7 @@ def openvino_run(network: Network) -> Run:
     return run
 
 
-def _options(threads: int) -> dict[str, object]:
+def _options(threads: int) -> dict[str, str | int]:
     """For calls from as many threads as the machine's cores allow, on so many cores each."""
     streams = max(1, (os.cpu_count() or 1) // threads)
     return {

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from spg_pipe.backbones.base import LayerTokens, Network, Run
-from spg_pipe.backbones.spec import Precision
+from spg_pipe.recipe.data import Precision
 
 Engine = Literal["float32", "autocast", "openvino"]
 CPU_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
@@ -98,14 +98,14 @@ def _autocast(run: Run, kind: str) -> Run:
 
 
 def _no_help(device: str) -> str:
-    what, found = f"GPU ({device})", "compute capability below 8.0"
+    what, reason = f"GPU ({device})", "compute capability below 8.0"
     if torch.device(device).type == "cpu":
         lacking = ", ".join(name for name in CPU_INSTRUCTIONS if name in _cpu_capabilities())
         what = "processor"
-        found = f"{torch.backends.cpu.get_cpu_capability()}, without {lacking}"
+        reason = f"{torch.backends.cpu.get_cpu_capability()}, without {lacking}"
     return (
         f"Note: backbone.precision bfloat16 does not help here. This {what} has no bfloat16 "
-        f"instructions ({found}): the network computes in float32, as slowly as with precision "
+        f"instructions ({reason}): the network computes in float32, as slowly as with precision "
         "float32."
     )
 

@@ -7,17 +7,17 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 
 from spg_pipe.artefacts.record import LARGEST_SIDE, LayerName, Name, Record, Size
 from spg_pipe.errors import SpgError
 from spg_pipe.images.preprocess import Preprocess
+from spg_pipe.recipe.data import Precision
 
 Family = Literal["timm-vit", "timm-cnn", "open_clip", "arrays"]
 """`arrays`: tokens that were given as arrays; nothing can compute more of them."""
 Norm = Literal["post", "pre"]
 PosEmbed = Literal["native", "bilinear"]
-Precision = Literal["float32", "bfloat16"]
 Prefix = Literal["cls", "mean", "zeros"]
 T = TypeVar("T")
 LABELS = frozenset({"alias", "weights", "licence"})
@@ -105,14 +105,6 @@ class BackboneSpec(Record):
     """How images of `preprocess.size` are cut into what the network sees; None: not at all."""
     precision: Precision = "float32"
     """How the network may compute, where the processor can (`backbones.precision`)."""
-
-    @model_serializer(mode="wrap")
-    def _without_default_precision(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """float32 goes without saying: records from before there was a choice keep their bytes."""
-        dumped: dict[str, object] = dump(self)
-        if self.precision == "float32":
-            dumped.pop("precision", None)
-        return dumped
 
     def require_layers(self, names: Collection[str]) -> None:
         """ValueError unless these are the names of an image's tokens."""

@@ -74,6 +74,10 @@ def build_timm_vit(request: Request) -> Network:
     model, spec = _load(
         request, options, layers=layers, norm=norm, patch_size=patch_size, prefix=prefix
     )
+    if hasattr(model, "set_input_size"):
+        # Positions are resized once and not for each image: the same bits, and an exported graph
+        # needs no bicubic filter, which runtimes compute otherwise.
+        model.set_input_size(img_size=(request.image_size, request.image_size))
     side = request.image_size // patch_size
     # Position embeddings are resized once, not in each pass: the same bits. An exported network has
     # none to resize, which OpenVINO would do without antialias.

@@ -24,13 +24,16 @@ _MOST_BYTES = 1_900_000_000
 
 
 def traced(graph: Graph) -> Any:
-    """The graph as a program without Python (`torch.export.ExportedProgram`), of any H and W."""
+    """The graph as a program without Python (`torch.export.ExportedProgram`), of any H and W.
+
+    An `SpgError` if PyTorch cannot trace the backbone.
+    """
     sides = {
         1 + number: torch.export.Dim(name, min=1, max=_LARGEST)
         for number, name in enumerate(("height", "width"))
     }
     example = torch.zeros(1, 320, 400, 3, dtype=torch.uint8)
-    with _quietly(), torch.no_grad():
+    with _quietly("trace"), torch.no_grad():
         graph(example)  # makes the constants, which NumPy and SciPy take part in
         return torch.export.export(graph, (example,), dynamic_shapes=({**sides},), strict=False)
 
@@ -38,10 +41,10 @@ def traced(graph: Graph) -> Any:
 def write_onnx(program: Any, outputs: int, path: Path, facts: Mapping[str, str]) -> None:
     """Write a traced graph as one ONNX file; with more than 1.9 GB of weights these lie beside it.
 
-    `facts` become its metadata. An `SpgError` if the extra is missing.
+    `facts` become its metadata. An `SpgError` if the extra is missing, or an operation is unknown.
     """
     _require("onnxscript", "export")
-    with _quietly():
+    with _quietly("write as ONNX"):
         made = torch.onnx.export(
             program,
             dynamo=True,
@@ -60,7 +63,8 @@ def write_onnx(program: Any, outputs: int, path: Path, facts: Mapping[str, str])
     (image,) = model.graph.inputs
     image.shape = onnx_ir.Shape([1, "height", "width", 3])
     model.graph.outputs[0].shape = onnx_ir.Shape(["height", "width"])
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values())
+    weights = [value.const_value for value in model.graph.initializers.values()]
+    size = sum(int(each.nbytes) for each in weights if each is not None)
     made.save(path, external_data=size > _MOST_BYTES)
 
 
@@ -77,7 +81,7 @@ def write_openvino(source: Path, path: Path) -> None:
 
 def write_torch(program: Any, path: Path) -> None:
     """Write a traced graph for `torch.export.load`."""
-    with _quietly():
+    with _quietly("save"):
         torch.export.save(program, path)
 
 
@@ -124,9 +128,16 @@ def _require(package: str, extra: str) -> None:
         )
 
 
+def _reason(error: BaseException) -> str:
+    """What lies at the bottom of a chain of errors, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Without what the exporter logs of its own steps."""
+def _quietly(what: str) -> Iterator[None]:
+    """Without what the exporter logs; its errors, of many types, become an `SpgError`."""
     import warnings
 
     names = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
@@ -138,6 +149,13 @@ def _quietly() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise SpgError(
+            f"PyTorch {torch.__version__} cannot {what} this detector: {_reason(error)}. Another "
+            "version of PyTorch and onnxscript may, or another backbone."
+        ) from error
     finally:
         for name, logger in loggers.items():
             logger.setLevel(levels[name])

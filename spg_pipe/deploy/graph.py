@@ -89,7 +89,7 @@ class Graph(nn.Module):
             return odds, score
         away, top = self._away(bank, tokens)
         fused = {
-            layer: confirmed(each, odds[layer], footing.levels[layer])
+            layer: confirmed(each, odds[layer], *footing.levels[layer])
             for layer, each in away.items()
         }
         return fused, score + footing.weight * top
@@ -168,7 +168,7 @@ def _top_mean(values: Tensor, share: float) -> Tensor:
 def _published_score(square: Tensor, cls: Tensor, rule: Published) -> Tensor:
     """`decision.rules.image_scores` of a map (S, S) and a CLS probability (1,) float64."""
     flat = square.float().flatten()
-    highest = flat.amax().double()[None]
+    highest = flat.amax(dim=0).double()[None]
     if rule.image_score == "max":
         return highest
     if rule.image_score == "cls":

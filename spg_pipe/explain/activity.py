@@ -73,12 +73,12 @@ class TopPatches:
         patch = np.zeros(shape, np.int32)
         patch.flat[held] = entries.token.numpy()[best] % patches
         image = np.broadcast_to(images[:, None].astype(np.int32), shape)
-        found = (value, np.full(shape, source, np.int32), image, patch)
+        candidates = (value, np.full(shape, source, np.int32), image, patch)
         for number in np.unique(category).tolist():
             rows, kept = category == number, list(vars(self).values())
             both = [
                 np.concatenate([old[number], new[rows].T], axis=1)
-                for old, new in zip(kept, found, strict=True)
+                for old, new in zip(kept, candidates, strict=True)
             ]
             ranked = np.argsort(-both[0], axis=1, kind="stable")[:, :TOP]
             for old, merged in zip(kept, both, strict=True):

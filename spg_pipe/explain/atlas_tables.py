@@ -66,13 +66,13 @@ class LayerAtoms:
         norm = params.input_norm if params else "none"
         rebuild = Rebuild(sae.atoms.detach(), lambda x: sae_input(x, norm))
         code = sae_code(sae, norm)
-        found = [Measure(self.layer, code, len(sae.atoms), rebuild=rebuild)]
+        measures = [Measure(self.layer, code, len(sae.atoms), rebuild=rebuild)]
         if len(self.projected):
             signs = torch.from_numpy(np.sign(self.coefficients[self.projected])).float()
             vectors = signs[:, None] * detector.layers[self.layer].atoms[self.projected]
             code = projection_code(vectors.to(device))
-            found.append(Measure(self.layer, code, len(vectors), dense=True))
-        return found
+            measures.append(Measure(self.layer, code, len(vectors), dense=True))
+        return measures
 
 
 @dataclass(frozen=True)

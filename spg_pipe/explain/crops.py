@@ -89,29 +89,29 @@ def write_strips(
     count = 0
     for name, places in strips.items():
         first[name] = count
-        for slot, place in enumerate(places):
-            wanted[place.store, place.image][place].append(count + slot)
+        for slot, patch in enumerate(places):
+            wanted[patch.store, patch.image][patch].append(count + slot)
         count += len(places)
     there = np.zeros(count, bool)
     waiting = folder / ".crops"
 
     def cut(key: tuple[int, int]) -> dict[Place, np.ndarray]:
-        found = photographs[key[0]].read(key[1])
-        return {} if found is None else {place: crop(*found, place) for place in wanted[key]}
+        picture = photographs[key[0]].read(key[1])
+        return {} if picture is None else {patch: crop(*picture, patch) for patch in wanted[key]}
 
     held = np.memmap(waiting, np.uint8, "w+", shape=(max(1, count), SIDE, SIDE, 3))
     keys, written = sorted(wanted), set()
     with ThreadPoolExecutor(_THREADS) as pool:
         for done, (key, crops) in enumerate(zip(keys, in_order(pool, cut, keys, 4), strict=True)):
-            for place, pixels in crops.items():
-                held[wanted[key][place]] = pixels
-                there[wanted[key][place]] = True
+            for patch, pixels in crops.items():
+                held[wanted[key][patch]] = pixels
+                there[wanted[key][patch]] = True
             if progress:
                 progress(done + 1, len(keys))
     for name, places in strips.items():
-        own = slice(first[name], first[name] + len(places))
-        if there[own].any():
-            _save(folder / f"{name}.jpg", held[own][there[own]])
+        crops_of = slice(first[name], first[name] + len(places))
+        if there[crops_of].any():
+            _save(folder / f"{name}.jpg", held[crops_of][there[crops_of]])
             written.add(name)
     waiting.unlink()
     return written

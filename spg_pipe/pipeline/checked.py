@@ -117,17 +117,17 @@ def finished_metrics(run: RecipeRun) -> dict[tuple[str, str, int], tuple[Path, P
 
     What is missing or does not fit is told and left out; an `SpgError` if nothing is left.
     """
-    found, missing = {}, []
+    finished, missing = {}, []
     for way, seed in itertools.product(run.params.directions, run.params.seeds):
         try:
-            found[way.aux, way.target, seed] = checked_metrics(run, way, seed)
+            finished[way.aux, way.target, seed] = checked_metrics(run, way, seed)
         except SpgError as error:
             missing.append(str(error))
-    if not found:
+    if not finished:
         raise SpgError(missing[0] if missing else "The recipe has no directions to report.")
     for message in missing:
         run.console.say(f"Left out: {message}")
-    return found
+    return finished
 
 
 def is_there(check: Callable[[], object]) -> bool:

@@ -22,7 +22,8 @@ def live_curve(run: RecipeRun, artefact: Path) -> Iterator[Callable[[Mapping[str
     """Where to tell each row of an artefact's curve: it is shown at once, where somebody can look.
 
     That is in the folder of a DVC project with the extra `track`; elsewhere nothing is written.
-    The files lie in `dvclive/`, beside `artifacts/` and with the same names below.
+    The files lie in `dvclive/`, beside `artifacts/` and with the same names below. Whatever DVCLive
+    raises ends the live curve, which is said once, and not the training.
     """
     if not Path(".dvc").is_dir() or find_spec("dvclive") is None:
         yield lambda row: None
@@ -30,27 +31,39 @@ def live_curve(run: RecipeRun, artefact: Path) -> Iterator[Callable[[Mapping[str
     from dvclive import Live
 
     folder = Path("dvclive") / artefact.relative_to(run.params.artifacts)
-    try:
-        live = Live(str(folder), save_dvc_exp=False, dvcyaml=None)
-    except Exception as error:  # DVC's and Git's own: Git without a commit, an unreadable index, …
-        run.console.say(f"  note: no live curve: {type(error).__name__}: {error}")
-        yield lambda row: None
-        return
-    with whole_file(folder / "dvc.yaml") as file:
-        file.write(_PLOTS)
-
+    live: Live | None = None
     shown = 0.0
+
+    @contextmanager
+    def guarded() -> Iterator[None]:
+        nonlocal live
+        try:
+            yield
+        except Exception as error:  # Git without a commit, an unreadable index, a full disk, …
+            live = None
+            run.console.say(f"  note: no live curve: {type(error).__name__}: {error}")
 
     def tell(row: Mapping[str, Any]) -> None:
         nonlocal shown
         figures = dict(row)
         layer = f"{figures.pop('layer')}/" if "layer" in figures else ""
-        live.step = int(figures.pop("step" if "step" in figures else "epoch"))
-        for name, value in figures.items():
-            live.log_metric(f"{layer}{name}", float(value))
-        if time.monotonic() - shown > _SECONDS:
-            live.next_step()
-            shown = time.monotonic()
+        with guarded():
+            if live is None:
+                return
+            live.step = int(figures.pop("step" if "step" in figures else "epoch"))
+            for name, value in figures.items():
+                live.log_metric(f"{layer}{name}", float(value))
+            if time.monotonic() - shown > _SECONDS:
+                live.next_step()
+                shown = time.monotonic()
 
-    with live:  # sends to Studio what DVC's settings name a token for, and nothing else
+    with guarded():
+        live = Live(str(folder), save_dvc_exp=False, dvcyaml=None)
+        with whole_file(folder / "dvc.yaml") as file:
+            file.write(_PLOTS)
+    try:
         yield tell
+    finally:
+        with guarded():
+            if live is not None:
+                live.end()  # sends to Studio what DVC's settings name a token for, nothing else

@@ -1,10 +1,10 @@
 """The page of `predict --report`: a gallery of own images, made of a run's lines and pictures."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -14,12 +14,12 @@ from spg_pipe.errors import SpgError, counted
 from spg_pipe.metrics.operating import above
 from spg_pipe.predict.judge import JudgedImage
 from spg_pipe.predict.result import Failure, Result
-from spg_pipe.predict.run import link_below, results_of
+from spg_pipe.predict.run import ResultFolder, link_below, results_of
 from spg_pipe.predict.shown import Shown, files_of, stem_of
 from spg_pipe.report.direction import SHARES
 from spg_pipe.report.gallery import IMAGES, Gallery, GalleryImage, Threshold, write_gallery
 from spg_pipe.report.page import environment, per_cent, signed
-from spg_pipe.report.pictures import Pictures, draw
+from spg_pipe.report.pictures import ImageFiles, write_pictures
 
 _MOST_FAILURES = 200
 """That are listed; predictions.jsonl has them all."""
@@ -29,17 +29,15 @@ _MOST_FAILURES = 200
 class OwnPage:
     """What the page is made of, besides the run's lines."""
 
-    out: Path
+    run: ResultFolder
     """Where the run's results are."""
+    shown: Shown
     scale: tuple[float, float]
     """Values of a map that get the darkest and the brightest colour."""
     limits: Callable[[str], Limits]
     """The thresholds of a group of images."""
     notes: tuple[str, ...]
     """Sentences below the title."""
-    plan: Callable[[Collection[str]], None]
-    """Is told files before they are written; see `ResultFolder.plan`."""
-    shown: Shown = field(default_factory=Shown)
 
     def draw(self, judged: JudgedImage, result: Result) -> None:
         """Write the pictures of an image, if it is among the highest so far. From any thread.
@@ -50,39 +48,33 @@ class OwnPage:
             return
         files = files_of(result.path)
         for file in sorted(files):
-            if link := link_below(self.out, file):
+            if link := link_below(self.run.out, file):
                 raise SpgError(f"{link} is a link; a picture would be written there. Remove it.")
-        self.plan(files)
-        folder = self.out / REPORT / IMAGES
+        self.run.plan(files)
+        folder = self.run.out / REPORT / IMAGES
         folder.mkdir(parents=True, exist_ok=True)
         limit, marked = result.pixel_threshold, None
         if limit is not None and result.regions:
             marked = above(judged.anomaly_map, limit).astype("uint8") * 255
         else:  # of another image that had this name
             (folder / f"{stem_of(result.path)}-mask.png").unlink(missing_ok=True)
-        draw(
-            folder,
-            stem_of(result.path),
-            judged.pixels,
-            judged.anomaly_map,
-            self.scale,
-            mask=marked,
-        )
+        stem, pixels = stem_of(result.path), judged.pixels
+        write_pictures(folder, stem, pixels, judged.anomaly_map, self.scale, mask=marked)
 
     def write(self) -> Path:
         """Write the pages, when all lines and pictures are there."""
-        found = _Found(self)
+        lines = _read(self)
         low, high = (f"map value {end:.3g}" for end in self.scale)
-        groups = {group: self.limits(group) for group, of in found.counts.items() if _judged(of)}
+        groups = {group: self.limits(group) for group, of in lines.counts.items() if _judged(of)}
         thresholds = {
             group: Threshold(limits.image.value, limits.image.says.rstrip("."))
             for group, limits in groups.items()
             if limits.image
         }
-        notes, decides = list(self.notes), bool(thresholds)
-        if hidden := sum(map(len, found.others.values())):
+        notes = list(self.notes)
+        if hidden := sum(map(len, lines.others.values())):
             notes.append(
-                f"The {counted(len(found.images), 'image')} with the highest scores have pictures "
+                f"The {counted(len(lines.images), 'image')} with the highest scores have pictures "
                 f"and pages; the histogram and its counts have all, {hidden:,} more."
             )
         gallery = Gallery(
@@ -93,48 +85,52 @@ class OwnPage:
             notes=notes,
             grouped="Group",
             outlined="regions",
-            before=_macros().overview(found.counts, decides, found.failures, found.unlisted),
-            others=found.others,
+            before=_macros().overview(lines.counts, bool(thresholds), lines.failures),
+            others=lines.others,
             normals={group: limits.scores for group, limits in groups.items()},
         )
-        return write_gallery(self.out / REPORT, gallery, found.images)
+        return write_gallery(self.run.out / REPORT, gallery, lines.images.values())
 
 
-class _Found:
-    """What the lines of a run say, read once."""
+class _Lines(NamedTuple):
+    """What the lines of a run say."""
 
-    def __init__(self, page: OwnPage) -> None:
-        names, image = page.shown.names(), _macros().image
-        self.counts: dict[str, Counter[str]] = defaultdict(Counter)
-        """Group → how many are anomalous, normal, undecided or failed."""
-        self.others: dict[str, list[float]] = defaultdict(list)
-        self.failures: list[Failure] = []
-        self.unlisted = 0
-        shown: dict[str, GalleryImage] = {}
-        for result in results_of(page.out):
-            if isinstance(result, Failure):
-                self.counts[result.group]["failed"] += 1
-                listed = len(self.failures) < _MOST_FAILURES
-                self.failures += [result] * listed
-                self.unlisted += not listed
-                continue
-            self.counts[result.group][result.decision or "undecided"] += 1
-            if result.path not in names or result.path in shown:
-                self.others[result.group].append(result.score)
-                continue
-            why = result.files.explanation
-            shown[result.path] = GalleryImage(
-                name=result.path,
-                group=result.group,
-                defect="",
-                label="unknown",
-                score=result.score,
-                pictures=_pictures(page.out / REPORT / IMAGES, result),
-                size=(result.height, result.width),
-                facts=list(_facts(result)),
-                why=image(result, f"../../{why}" if why else ""),
-            )
-        self.images = sorted(shown.values(), key=lambda image: -image.score)
+    counts: dict[str, Counter[str]]
+    """Group → how many are anomalous, normal, undecided or failed."""
+    images: dict[str, GalleryImage]
+    """Name → what is shown."""
+    others: dict[str, list[float]]
+    """Group → scores of the images that are not."""
+    failures: list[Failure]
+    """The first `_MOST_FAILURES`."""
+
+
+def _read(page: OwnPage) -> _Lines:
+    lines = _Lines(defaultdict(Counter), {}, defaultdict(list), [])
+    names, image = page.shown.names(), _macros().image
+    for result in results_of(page.run.out):
+        if isinstance(result, Failure):
+            lines.counts[result.group]["failed"] += 1
+            if len(lines.failures) < _MOST_FAILURES:
+                lines.failures.append(result)
+            continue
+        lines.counts[result.group][result.decision or "undecided"] += 1
+        if result.path not in names or result.path in lines.images:
+            lines.others[result.group].append(result.score)
+            continue
+        why = result.files.explanation
+        lines.images[result.path] = GalleryImage(
+            name=result.path,
+            group=result.group,
+            defect="",
+            label="unknown",
+            score=result.score,
+            files=_files(page.run.out / REPORT / IMAGES, result),
+            size=(result.height, result.width),
+            facts=list(_facts(result)),
+            why=image(result, f"../../{why}" if why else ""),
+        )
+    return lines
 
 
 def _macros() -> Any:
@@ -146,12 +142,12 @@ def _judged(counts: Counter[str]) -> bool:
     return counts.total() > counts["failed"]
 
 
-def _pictures(folder: Path, result: Result) -> Pictures:
+def _files(folder: Path, result: Result) -> ImageFiles:
     """The files of an image that an earlier run may have drawn."""
     stem = stem_of(result.path)
     with Image.open(folder / f"{stem}.jpg") as photograph:
         size = (photograph.height, photograph.width)
-    return Pictures(stem, size, mask=bool(result.regions))
+    return ImageFiles(stem, size, mask=bool(result.regions))
 
 
 def _facts(result: Result) -> Iterator[tuple[str, str]]:
@@ -171,8 +167,8 @@ def _facts(result: Result) -> Iterator[tuple[str, str]]:
         )
     if result.among_normals:
         yield "Note", "This image is itself one of the normal images that judge."
-    place = f"row {result.peak_row}, column {result.peak_column}"
-    yield "Highest value of the map", f"{result.peak:.3f} at {place}"
+    peak = f"{result.peak:.3f} at row {result.peak_row}, column {result.peak_column}"
+    yield "Highest value of the map", peak
     if result.ignored_share:
         yield "Ignored", f"{per_cent(result.ignored_share)} of the image"
     for name, value in result.parts.items():

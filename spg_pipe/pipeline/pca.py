@@ -50,12 +50,12 @@ def draw_pca(
         If the file cannot be meant, a row or the layer is not in the store, or the tokens are
         not finite.
     """
-    place = store.files.local
+    folder = store.files.local
     if file.suffix.lower() != ".png" or file.is_dir() or not file.parent.is_dir():
         raise SpgError(
             f"--pca {file}: expected a name that ends in .png, in a folder that is there."
         )
-    if place and file.resolve().is_relative_to(place.resolve()):
+    if folder and file.resolve().is_relative_to(folder.resolve()):
         raise SpgError(f"--pca {file} lies inside the store. Name a file outside it.")
     rows = chosen_rows("6" if images is None else images, len(store))
     if layer not in (None, *store.layers):
@@ -150,12 +150,12 @@ def _page(
         left, (h, w) = _GAP + column * across, rgb.shape[1:3]
         heading = f"layer {layer}, {h}×{w}, {share:.0%} of variance"
         pen.text((left, 1), heading, fill="black", font=font)
-        for place, row in enumerate(rows.tolist()):
-            top, caption = _LINE + place * down, printable(f"{row}: {paths[row]}")
+        for number, row in enumerate(rows.tolist()):
+            top, caption = _LINE + number * down, printable(f"{row}: {paths[row]}")
             if len(caption) > _CAPTION:
                 caption = f"…{caption[1 - _CAPTION :]}"
             pen.text((left, top + 1), caption, fill="black", font=font)
-            picture = Image.fromarray((rgb[place] * 255).astype(np.uint8))
+            picture = Image.fromarray((rgb[number] * 255).astype(np.uint8))
             with store.reading("mask"):  # one: `store.masks` would unpack those of the whole store
                 mask = Image.fromarray(np.asarray(store.group["mask"][row]))
             both = (each.resize((_SIDE, _SIDE), 0) for each in (picture, mask))

@@ -157,10 +157,8 @@ def predict_images(
     drawn = max(ask.overlays or 0, ask.pictures or 0)
     summary = Summary(max(RANKED, drawn), drawn > 0)
     shown = Shown() if ask.report else None
-    with (
-        ResultFolder(ask.out, record, shown) as folder,
-        console.progress("predict") as update,
-    ):
+    with ResultFolder(ask.out, record, shown) as folder, console.progress("predict") as update:
+        page = _page(ask, items.said, predictor, decider, folder, shown) if shown else None
         how = Finish(
             predictor,
             ask.out,
@@ -171,9 +169,8 @@ def predict_images(
             masks=ask.masks,
             explained=ask.pictures is None,
             atoms=ask.atoms,
+            also=page.draw if page else None,
         )
-        page = _page(ask, items, how, decider, shown) if shown else None
-        how = replace(how, also=page.draw) if page else how
         judged = partial(judge_items, predictor, how=reading, explained=ask.explained)
         then = partial(finish, how=how)
         for entry in judged(items, then=then, known=folder.known, live=items.live):
@@ -192,24 +189,25 @@ def predict_images(
             raise SpgError(f"None of {counted(summary.images, 'image')} could be judged.")
         _draw_highest(ask, how, summary, folder, judged)
         folder.finish(decider.batch(), page.write if page else None)
-    if page:
-        console.say(f"Page: {ask.out / REPORT / 'index.html'}")
     console.text("\n".join([*_said(ask, summary, predictor, decider, console), record.facts]))
     return summary
 
 
-def _page(ask: Ask, items: Items, how: Finish, decider: Decider, shown: Shown) -> OwnPage:
-    """The page of a run that goes on."""
-    predictor = how.predictor
-    said = f"Images of {items.said}, judged by the detector {ask.detector.name}."
-    notes = (said, decider.says, _facts(predictor, ask.viewing))
-    return OwnPage(ask.out, predictor.shown, decider.limits, notes, how.plan, shown)
+def _page(
+    ask: Ask, said: str, predictor: Predictor, decider: Decider, folder: ResultFolder, shown: Shown
+) -> OwnPage:
+    """The page of a run that goes on; `said` are its images in words."""
+    first = f"Images of {said}, judged by the detector {ask.detector.name}."
+    notes = (first, decider.says, _facts(predictor, ask.viewing))
+    return OwnPage(folder, shown, predictor.shown, decider.limits, notes)
 
 
 def _said(
     ask: Ask, summary: Summary, predictor: Predictor, decider: Decider, console: Console
 ) -> list[str]:
     """The last words of a run, after notes on its images."""
+    if ask.report:
+        console.say(f"Page: {ask.out / REPORT / 'index.html'}")
     if summary.known:
         console.say(note_of_known(summary.known, len(summary.scores), "whatever they show."))
     decided = decider.calibration is not None or decider.how.by_hand

@@ -8,7 +8,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,11 +60,13 @@ def track(run: RecipeRun, uri: str | None) -> dict[str, list[str]]:
     ]
     if (report := run.paths.report).joinpath("index.html").is_file():
         tags = {_FINGERPRINT: fingerprint(file_digests(report, "."))}
-        jobs.append(("report", tags, lambda to, own: to.log_artifacts(own, str(report), "report")))
+        jobs.append(
+            ("report", tags, lambda to, sent: to.log_artifacts(sent, str(report), "report"))
+        )
     result: dict[str, list[str]] = {"sent": [], "there": []}
     with _server(uri) as client:
-        found = client.get_experiment_by_name(run.params.name)
-        experiment = found.experiment_id if found else client.create_experiment(run.params.name)
+        earlier = client.get_experiment_by_name(run.params.name)
+        experiment = earlier.experiment_id if earlier else client.create_experiment(run.params.name)
         for name, tags, fill in jobs:
             outcome, identity = _once(client, experiment, name, tags, fill)
             result[outcome].append(identity)
@@ -99,13 +101,14 @@ def _once(
 ) -> tuple[str, str]:
     """ "sent" or "there", and the run's identity; one that broke off does not count as there."""
     wanted = f"tags.`{_FINGERPRINT}` = '{tags[_FINGERPRINT]}' and attributes.status = 'FINISHED'"
-    if found := client.search_runs([experiment], wanted, max_results=1):
-        return "there", str(found[0].info.run_id)
+    if finished := client.search_runs([experiment], wanted, max_results=1):
+        return "there", str(finished[0].info.run_id)
     identity = str(client.create_run(experiment, tags=tags, run_name=name).info.run_id)
     try:
         fill(client, identity)
     except BaseException:
-        client.set_terminated(identity, "FAILED")
+        with suppress(Exception):  # of a dead server, too: what broke off first is told
+            client.set_terminated(identity, "FAILED")
         raise
     client.set_terminated(identity)
     return "sent", identity
@@ -133,9 +136,9 @@ def _of_metrics(run: RecipeRun, aux: str, seed: int, path: Path) -> tuple[dict[s
         for start in range(0, max(len(params), len(metrics)), _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
             client.log_batch(identity, metrics[part], params[part])
-        for place, paths in files.items():
+        for folder, paths in files.items():
             for file in filter(Path.is_file, paths):
-                client.log_artifact(identity, str(file), place)
+                client.log_artifact(identity, str(file), folder)
 
     return tags, fill
 
@@ -151,11 +154,11 @@ def _settings(run: RecipeRun) -> dict[str, str]:
 
 def _figures(table: MetricsTable) -> dict[str, float]:
     """`image_auroc`: the mean; `bottle/image_auroc`: a category's. Undefined ones are left out."""
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for row in table.rows:
         # What MLflow takes in a name; ".." would be a folder.
         category = re.sub(r"[^\w.\- :/]|\.\.", "_", row.category)
-        place = "" if row is table.mean else f"{category}/"
+        prefix = "" if row is table.mean else f"{category}/"
         both = {**row.metrics, **row.thresholds}
-        found |= {f"{place}{name}": value for name, value in both.items() if math.isfinite(value)}
-    return found
+        figures |= {f"{prefix}{k}": value for k, value in both.items() if math.isfinite(value)}
+    return figures

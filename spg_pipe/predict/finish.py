@@ -50,7 +50,7 @@ class Finish:
     """Draw why every image has its score, if it is explained."""
     atoms: int | None = None
     """List only so many contributions an image in explanations; None: all."""
-    also: Callable[[JudgedImage, Result], None] = lambda judged, result: None
+    also: Callable[[JudgedImage, Result], None] | None = None
     """Is told each image before its line is written; from any thread."""
 
 
@@ -85,7 +85,8 @@ def finish(judged: JudgedImage | Unreadable, how: Finish) -> Entry:
             "files": draw_pictures(judged, result, how),
         }
     )
-    how.also(judged, result)
+    if how.also:
+        how.also(judged, result)
     return Entry(item, result, line_of(result), _why(judged, result, how))
 
 

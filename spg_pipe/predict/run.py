@@ -28,7 +28,7 @@ from spg_pipe.predict.coco import Shapes, coco_of
 from spg_pipe.predict.items import Item
 from spg_pipe.predict.lines import EARLIER, GrowingLines, lines_of
 from spg_pipe.predict.result import Failure, Line, Result, parse_line
-from spg_pipe.predict.shown import PAGES, Shown, files_of, stem_of
+from spg_pipe.predict.shown import ENDINGS, PAGES, Shown, files_of
 from spg_pipe.predict.table import results_of, write_table
 from spg_pipe.store.writer import locked
 
@@ -169,8 +169,7 @@ class ResultFolder:
         """Pictures that the page needs of an image."""
         if self._shown is None or not self._shown.wants(result.score):
             return set()
-        ending = (".jpg", "-map.png", "-mask.png")[: 3 if result.regions else 2]
-        return {f"{REPORT}/images/{stem_of(result.path)}{each}" for each in ending}
+        return files_of(result.path, ENDINGS[: 3 if result.regions else 2])
 
     def add(self, entry: Entry) -> None:
         """Write an image's lines; its pictures are there already."""

@@ -3,6 +3,7 @@
 import hashlib
 import heapq
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 
@@ -11,7 +12,8 @@ from spg_pipe.datasets.walk import REPORT
 MOST_SHOWN = 2000
 """A browser holds so many pictures, and a person looks at fewer."""
 PAGES = tuple(f"{REPORT}/{name}" for name in ("index.html", "report.css", "report.js"))
-_ENDINGS = (".jpg", "-map.png", "-mask.png", ".html")
+ENDINGS = (".jpg", "-map.png", "-mask.png", ".html")
+"""Of the files of an image: photograph, map, outlines of its regions if it has any, page."""
 
 
 def stem_of(name: str) -> str:
@@ -19,9 +21,9 @@ def stem_of(name: str) -> str:
     return hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
 
 
-def files_of(name: str) -> set[str]:
-    """All files that the page may have of an image, relative to the output folder."""
-    return {f"{REPORT}/images/{stem_of(name)}{ending}" for ending in _ENDINGS}
+def files_of(name: str, endings: Sequence[str] = ENDINGS) -> set[str]:
+    """All files that the page may have of an image, or some, relative to the output folder."""
+    return {f"{REPORT}/images/{stem_of(name)}{ending}" for ending in endings}
 
 
 @dataclass

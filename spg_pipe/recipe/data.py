@@ -31,6 +31,13 @@ KINDS: tuple[DefectKind, ...] = get_args(DefectKind)
 """Kinds of painted defects: the keys of `datasets.paint.pasted.PAINTERS`."""
 
 
+Precision = Annotated[
+    Literal["float32", "bfloat16"], Field(exclude_if=lambda value: value == "float32")
+]
+"""How a network may compute. float32 goes without saying, so that no recipe or record from before
+there was a choice has changed."""
+
+
 def _no_url(value: object) -> object:
     if "://" in str(value):
         raise ValueError(

@@ -5,15 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from spg_pipe.errors import SpgError, counted
 from spg_pipe.recipe.data import (
@@ -25,6 +17,7 @@ from spg_pipe.recipe.data import (
     ModelName,
     Name,
     Positive,
+    Precision,
     Section,
     Seed,
     Side,
@@ -55,16 +48,8 @@ class BackboneParams(Section):
     layers: tuple[str, ...] | None = None
     norm: Literal["post", "pre"] | None = None
     weights: Path | None = None
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """How the network may compute, where the processor can (docs/backbones.md#precision)."""
-
-    @model_serializer(mode="wrap")
-    def _without_default_precision(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """float32 goes without saying, so that nothing made before there was a choice is stale."""
-        dumped: dict[str, object] = dump(self)
-        if self.precision == "float32":
-            dumped.pop("precision", None)
-        return dumped
 
 
 class ExtractParams(Section):

@@ -8,10 +8,11 @@ Words and tables that only the page has are in its template; what it draws is in
 `figures`.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment
 from markupsafe import Markup
@@ -26,15 +27,28 @@ from spg_pipe.recipe.paths import Paths
 from spg_pipe.report import atoms, direction, examples, inputs, kinds, tables
 from spg_pipe.report.atlas import Looks, copied
 from spg_pipe.report.curves import Curves, pixel_curves, training_curves
-from spg_pipe.report.direction import Drawn
+from spg_pipe.report.examples import ExampleWithReasons
 from spg_pipe.report.figures import write_curves
 from spg_pipe.report.gallery import IMAGES, Gallery, write_gallery
 from spg_pipe.report.inputs import AuxiliaryRun, DirectionRuns
 from spg_pipe.report.page import environment, require_replaceable, write_assets
 
-Chosen = Mapping[str, Sequence[examples.Example]]
-"""Category → the examples of it on the page."""
 Progress = Callable[[int, int], None]
+
+
+class DirectionGallery(NamedTuple):
+    """What is shown of the images of a direction."""
+
+    files: direction.FilesOfImages
+    examples: Mapping[str, Sequence[ExampleWithReasons]]
+    """Category → its examples on the report's page."""
+    looks: Looks | None
+    """What the atlas of the detector shows of the atoms that are named."""
+
+    @property
+    def explained(self) -> bool:
+        """Whether it is known of any example why it has its score."""
+        return any(each.reasons for some in self.examples.values() for each in some)
 
 
 def build_report(
@@ -72,29 +86,27 @@ def build_report(
     directions = inputs.read_directions(params, paths, runs)
     auxiliaries = inputs.read_auxiliaries(paths, directions)
     chosen = {way.name: _chosen(way) for way in directions}
+    rows = {way.name: _rows(way, chosen[way.name]) for way in directions}
+    made, galleries = _environment(directions), {}
+    done, total = itertools.count(1), sum(map(len, rows.values()))
     with fresh_folder(out) as folder:
-        for name in ("maps", "curves"):
-            (folder / name).mkdir()
         write_assets(folder)
-        curves = _curves(directions, list(auxiliaries.values()), folder / "curves")
-        drawn = _draw(directions, chosen, folder, progress)
-        pictures = {
-            way.name: _pictures(paths, way, chosen[way.name], drawn[way.name], folder)
-            for way in directions
-        }
-        looks = _looks(paths, directions, pictures, folder, out)
-        made = _environment(directions, looks)
+        curves = _curves(directions, list(auxiliaries.values()))
+        write_curves(folder / "curves", curves)
+        (folder / "maps").mkdir()
         for way in directions:
-            _write_gallery(way, drawn[way.name], pictures[way.name], made, looks, params, folder)
+            files = direction.write_images(
+                way, rows[way.name], folder / way.name / IMAGES, lambda: progress(next(done), total)
+            )
+            galleries[way.name] = _with_examples(paths, way, chosen[way.name], files, folder, out)
+            _write_gallery(way, galleries[way.name], made, params, folder)
         page = made.get_template("report.html.jinja").render(
             params=params,
             directions=directions,
             auxiliaries=auxiliaries,
             runs=[(way, run) for way in directions for run in way.runs],
             curves=curves,
-            drawn=drawn,
-            pictures=pictures,
-            explained=any(map(_reasons, pictures.values())),
+            galleries=galleries,
             overview=tables.overview_table([(way.table, way.published) for way in directions]),
             data=_data(params, paths, directions),
         )
@@ -103,21 +115,19 @@ def build_report(
 
 
 def _curves(
-    directions: Sequence[DirectionRuns], auxiliaries: Sequence[AuxiliaryRun], folder: Path
+    directions: Sequence[DirectionRuns], auxiliaries: Sequence[AuxiliaryRun]
 ) -> dict[str, Curves]:
-    """Name → curves, whose files are written: the drawing, its data, what makes it live."""
-    found = {
+    """Name → curves."""
+    curves = {
         f"{way.name}-pixel": pixel_curves(way.runs, f"Curves {way.title}") for way in directions
     }
     for aux in dict.fromkeys(run.aux for run in auxiliaries):
         runs = [run for run in auxiliaries if run.aux == aux]
-        found[f"{aux}-training"] = training_curves(runs, f"Training on {aux}")
-    curves = {name: made for name, made in found.items() if made is not None}
-    write_curves(folder, curves)
-    return curves
+        curves[f"{aux}-training"] = training_curves(runs, f"Training on {aux}")
+    return {name: kept for name, kept in curves.items() if kept is not None}
 
 
-def _chosen(way: DirectionRuns) -> Chosen:
+def _chosen(way: DirectionRuns) -> dict[str, list[examples.Example]]:
     """Category → its examples."""
     scores = way.runs[0].scores
     quality = examples.qualities(scores, way.store)
@@ -125,72 +135,54 @@ def _chosen(way: DirectionRuns) -> Chosen:
     return {name: examples.choose(scores.table, name, quality) for name in names}
 
 
-def _draw(
-    directions: Sequence[DirectionRuns],
-    chosen: Mapping[str, Chosen],
+def _rows(way: DirectionRuns, chosen: Mapping[str, Sequence[examples.Example]]) -> list[int]:
+    """Rows of the scores' table in the gallery."""
+    wanted = {each.image for some in chosen.values() for each in some}
+    return direction.rows_shown(way.runs[0].scores.table, wanted)
+
+
+def _with_examples(
+    paths: Paths,
+    way: DirectionRuns,
+    chosen: Mapping[str, Sequence[examples.Example]],
+    files: direction.FilesOfImages,
     folder: Path,
-    progress: Progress,
-) -> dict[str, Drawn]:
-    """Direction → the pictures of its gallery."""
-    rows = {}
-    for way in directions:
-        wanted = {each.image for some in chosen[way.name].values() for each in some}
-        rows[way.name] = direction.rows_shown(way.runs[0].scores.table, wanted)
-    total = sum(map(len, rows.values()))
-    drawn: dict[str, Drawn] = {}
-    for way in directions:
-        before = sum(map(len, drawn.values()))
-
-        def tell(done: int, before: int = before) -> None:
-            progress(before + done, total)
-
-        drawn[way.name] = direction.draw_images(
-            way, rows[way.name], folder / way.name / IMAGES, tell
-        )
-    return drawn
-
-
-def _pictures(
-    paths: Paths, way: DirectionRuns, chosen: Chosen, drawn: Drawn, folder: Path
-) -> dict[str, list[examples.Picture]]:
-    """Category → its examples with their reasons, whose pictures are written."""
-    source, pictures = atoms.source_of(paths, way), {}
+    out: Path,
+) -> DirectionGallery:
+    """A gallery whose images have their files; those of its examples' atoms are written."""
+    source, shown, run = atoms.source_of(paths, way), {}, way.runs[0]
+    names: set[str] = set()
     for category, some in chosen.items():
-        why = atoms.why(source, category, [example.image for example in some])
-        pictures[category] = [
-            examples.Picture(each, files, because, f"maps/{way.name}-{files.stem}-atom")
+        why = atoms.why(source, category, [each.image for each in some])
+        shown[category] = [
+            ExampleWithReasons(each, of_image, because, f"maps/{way.name}-{of_image.stem}-atom")
             for each, because in zip(some, why, strict=True)
-            for files in [drawn[each.image]]
+            for of_image in [files[each.image]]
         ]
-        examples.draw_atoms(way, pictures[category], folder / way.name / IMAGES, folder)
-    return pictures
+        names |= {atom.name for because in why if because for atom in because.atoms}
+        examples.draw_atoms(way, shown[category], folder / way.name / IMAGES, folder)
+    atlas = paths.atlas(way.direction.aux, run.seed)
+    return DirectionGallery(files, shown, copied(atlas, run.detector, names, folder, out))
 
 
 def _write_gallery(
-    way: DirectionRuns,
-    drawn: Drawn,
-    pictures: Mapping[str, Sequence[examples.Picture]],
-    made: Environment,
-    looks: Mapping[str, Looks],
-    params: Params,
-    folder: Path,
+    way: DirectionRuns, shown: DirectionGallery, made: Environment, params: Params, folder: Path
 ) -> None:
     """The pages of a direction's gallery."""
     run = way.runs[0]
     macro: Any = made.get_template("why.html.jinja").module
-    shown = {each.example.image: each for some in pictures.values() for each in some}
+    explained = {each.example.image: each for some in shown.examples.values() for each in some}
 
     def why(image: int) -> Markup:
-        return (
-            macro.why(shown[image], looks.get(way.name), "../../") if image in shown else Markup()
-        )
+        example = explained.get(image)
+        return macro.why(example, shown.looks, "../../") if example else Markup()
 
     low, high = (f"{end:g}" for end in (SHOWN if run.scores.record.log_odds else (0, 1)))
     notes = [f"Report {params.name}; seed {run.seed}; target {way.direction.target}."]
-    if len(drawn) < len(run.scores.table):
+    if len(shown.files) < len(run.scores.table):
         notes.append(
-            f"Shown are {len(drawn):,} of {len(run.scores.table):,} images, evenly spaced by their "
-            "scores in each category; counts and rates here are of these."
+            f"Shown are {len(shown.files):,} of {len(run.scores.table):,} images, evenly spaced by "
+            "their scores in each category; counts and rates here are of these."
         )
     gallery = Gallery(
         title=way.title,
@@ -200,30 +192,7 @@ def _write_gallery(
         notes=notes,
         back=("../index.html", f"Report: {params.name}"),
     )
-    write_gallery(folder / way.name, gallery, direction.gallery_images(way, drawn, why))
-
-
-def _reasons(pictures: Mapping[str, Sequence[examples.Picture]]) -> list[atoms.Reasons]:
-    """What the page says of a direction's pictures."""
-    return [why for drawn in pictures.values() for each in drawn if (why := each.reasons)]
-
-
-def _looks(
-    paths: Paths,
-    directions: Sequence[DirectionRuns],
-    pictures: Mapping[str, Mapping[str, Sequence[examples.Picture]]],
-    folder: Path,
-    out: Path,
-) -> dict[str, Looks]:
-    """Direction → what the atlas of its detector shows of the atoms that the page names."""
-    found = {}
-    for way in directions:
-        run = way.runs[0]
-        names = {atom.name for why in _reasons(pictures[way.name]) for atom in why.atoms}
-        looks = copied(paths.atlas(way.direction.aux, run.seed), run.detector, names, folder, out)
-        if looks is not None:
-            found[way.name] = looks
-    return found
+    write_gallery(folder / way.name, gallery, direction.gallery_images(way, shown.files, why))
 
 
 def _data(
@@ -252,7 +221,7 @@ def versions(made: Sequence[Mapping[str, str]]) -> dict[str, str]:
     }
 
 
-def _environment(directions: Sequence[DirectionRuns], looks: Mapping[str, Looks]) -> Environment:
+def _environment(directions: Sequence[DirectionRuns]) -> Environment:
     """Templates with what all pages of a report know."""
     made = environment()
     made.globals |= {
@@ -261,7 +230,6 @@ def _environment(directions: Sequence[DirectionRuns], looks: Mapping[str, Looks]
         "examples_shown": examples.SHOWN,
         "fingerprint_digits": 16,
         "log_odds_shown": SHOWN,
-        "looks": looks,
         "sigma": SIGMA,
         "tau": TAU,
         "forbids_commerce": forbids_commerce,

@@ -1,6 +1,6 @@
 /* Draws the figures of a page with uPlot: spgCurves(name, panels) for each <figure data-curves=name>.
    Lines are hidden and shown by the legend, read at the cursor (pointer, or arrow keys), enlarged by
-   dragging. Without scripts and on paper the figure's SVG is there instead. */
+   dragging. Without scripts and on paper the figure's SVG is there instead. `element` is of report.js. */
 "use strict";
 const spgCurves = (() => {
   const drawn = [];
@@ -8,13 +8,6 @@ const spgCurves = (() => {
   const told = (value) => value == null ? "–" : String(Number(value.toPrecision(3)));
 
   const size = (width) => ({width, height: Math.round(Math.min(Math.max(width * 0.85, 240), 420))});
-
-  function element(kind, attributes, ...children) {
-    const made = document.createElement(kind);
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-    made.append(...children);
-    return made;
-  }
 
   function options(panel, width, moved) {
     const axis = (label, log) => ({
@@ -146,8 +139,8 @@ const spgCurves = (() => {
     const {frame, buttons, cells, heads} = legend(panels);
     const plots = panels.map((panel, number) => draw(panel, cells[number], heads[number]));
     const each = (name, act) => plots.forEach(({plot}, number) => {
-      const found = panels[number].lines.findIndex((line) => line.name === name);
-      if (found >= 0) act(plot, found + 1);
+      const series = 1 + panels[number].lines.findIndex((line) => line.name === name);
+      if (series > 0) act(plot, series);
     });
     for (const [name, button] of buttons) {
       button.addEventListener("click", () => {

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +25,7 @@ from spg_pipe.recipe.machine import cpu_workers
 from spg_pipe.report.gallery import GalleryImage, Label, Threshold
 from spg_pipe.report.inputs import DirectionRuns
 from spg_pipe.report.page import signed
-from spg_pipe.report.pictures import MAP_LONGEST, Pictures, draw
+from spg_pipe.report.pictures import MAP_LONGEST, ImageFiles, write_pictures
 
 MOST = 4000
 """Images of a gallery: a browser holds them all."""
@@ -43,7 +42,7 @@ SHARES = {
 }
 """Column of scores.parquet → its name on an image's page; the others follow under their own."""
 
-Drawn = dict[int, Pictures]
+FilesOfImages = dict[int, ImageFiles]
 """Row of the scores' table → the files of its image."""
 
 
@@ -52,38 +51,40 @@ def rows_shown(table: pd.DataFrame, wanted: set[int]) -> list[int]:
 
     Of more than `MOST` images evenly spaced ones of this order, and the wanted.
     """
-    order = table.assign(place=pd.factorize(table["category"])[0])
-    order = order.sort_values(["place", "score"], ascending=[True, False], kind="stable")
+    order = table.assign(group=pd.factorize(table["category"])[0])
+    order = order.sort_values(["group", "score"], ascending=[True, False], kind="stable")
     rows = [int(row) for row in order.index]
     if len(rows) <= MOST:
         return rows
-    spaced = {rows[place] for place in np.linspace(0, len(rows) - 1, MOST).astype(int)}
+    spaced = {rows[number] for number in np.linspace(0, len(rows) - 1, MOST).astype(int)}
     return [row for row in rows if row in spaced | wanted]
 
 
-def draw_images(
-    way: DirectionRuns, rows: list[int], folder: Path, progress: Callable[[int], None]
-) -> Drawn:
+def write_images(
+    way: DirectionRuns, rows: list[int], folder: Path, progress: Callable[[], None]
+) -> FilesOfImages:
     """Write the pictures of some images into `folder`, an image on each core; their maps stream.
 
-    `progress` is called with how many are done.
+    `progress` is called for each.
     """
     folder.mkdir(parents=True)
-    scores, drawn = way.runs[0].scores, Drawn()
+    scores, files = way.runs[0].scores, FilesOfImages()
     side = min(scores.record.image_size, MAP_LONGEST)
     with ThreadPoolExecutor(cpu_workers(None), "spg-pictures") as pool:
         for start in range(0, len(rows), _CHUNK):
             # In the order of their chunks on the disk: each is read once or twice.
             part = np.array(sorted(rows)[start : start + _CHUNK])
             maps = scores.maps(part, (side, side))
-            each = pool.map(partial(_draw, way, folder), part.tolist(), maps)
-            for row, pictures in zip(part.tolist(), each, strict=True):
-                drawn[row] = pictures
-                progress(len(drawn))
-    return {row: drawn[row] for row in rows}
+            each = pool.map(partial(_write_image, way, folder), part.tolist(), maps)
+            for row, of_image in zip(part.tolist(), each, strict=True):
+                files[row] = of_image
+                progress()
+    return {row: files[row] for row in rows}
 
 
-def _draw(way: DirectionRuns, folder: Path, image: int, anomaly_map: np.ndarray) -> Pictures:
+def _write_image(
+    way: DirectionRuns, folder: Path, image: int, anomaly_map: np.ndarray
+) -> ImageFiles:
     """The pictures of an image; without a photograph if it cannot be read."""
     scores, store = way.runs[0].scores, way.store
     row = scores.table.iloc[image]
@@ -94,7 +95,7 @@ def _draw(way: DirectionRuns, folder: Path, image: int, anomaly_map: np.ndarray)
     except SpgError:
         photograph = None
     outlined = store is not None and row["mask_state"] == MaskState.GIVEN
-    return draw(
+    return write_pictures(
         folder,
         f"{image:05d}",
         photograph,
@@ -105,17 +106,17 @@ def _draw(way: DirectionRuns, folder: Path, image: int, anomaly_map: np.ndarray)
     )
 
 
-def unread(way: DirectionRuns, drawn: Drawn) -> list[str]:
+def unread(way: DirectionRuns, files: FilesOfImages) -> list[str]:
     """The first three images whose photograph could not be read."""
     paths = way.runs[0].scores.table["path"]
-    rows = [row for row, pictures in drawn.items() if not pictures.photograph]
+    rows = [row for row, of_image in files.items() if not of_image.photograph]
     return [str(paths.iloc[row]) for row in rows[:3]]
 
 
 def gallery_images(
-    way: DirectionRuns, drawn: Drawn, why: Callable[[int], Markup]
+    way: DirectionRuns, files: FilesOfImages, why: Callable[[int], Markup]
 ) -> Iterator[GalleryImage]:
-    """The rows of a direction's gallery, in the order of `drawn`.
+    """The rows of a direction's gallery, in the order of `files`.
 
     `why` gives what an image's page says of its score besides.
     """
@@ -124,8 +125,8 @@ def gallery_images(
         (name for name in table.columns if name.startswith(("share_", "score_"))),
         key=[*SHARES, *table.columns].index,
     )
-    for row, pictures in drawn.items():
-        values: dict[Any, Any] = table.iloc[row].to_dict()
+    for row, of_image in files.items():
+        values = table.iloc[row]
         defect = str(values["defect"])
         yield GalleryImage(
             name=values["path"],
@@ -133,7 +134,7 @@ def gallery_images(
             defect="" if defect == GOOD else defect,
             label=_LABELS[int(values["label"])],
             score=float(values["score"]),
-            pictures=pictures,
+            files=of_image,
             size=(int(values["height"]), int(values["width"])),
             facts=[(SHARES.get(name, name), signed(values[name])) for name in names],
             why=why(row),
@@ -149,19 +150,19 @@ def thresholds(table: MetricsTable, scores: pd.DataFrame) -> Mapping[str, Thresh
     scores : DataFrame
         `Scores.table`, which the metrics are of.
     """
-    found = {}
+    starts = {}
     for row in table.categories:
         calibrated = row.thresholds.get("image_threshold", math.nan)
         highest_f1 = row.thresholds.get("image_f1_threshold", math.nan)
         if not math.isnan(calibrated):
-            found[row.category] = Threshold(calibrated, "a calibration, given to evaluate")
+            starts[row.category] = Threshold(calibrated, "a calibration, given to evaluate")
         elif not math.isnan(highest_f1):
             values = scores.loc[scores["category"] == row.category, "score"].to_numpy(np.float64)
             exact = table.context.protocol == "exact"  # there that score itself is anomalous
             anomalous = values >= highest_f1 if exact else values > highest_f1
             says = "F1-max, found on these images and their labels"
-            found[row.category] = Threshold(_between(values, anomalous), says)
-    return found
+            starts[row.category] = Threshold(_between(values, anomalous), says)
+    return starts
 
 
 def _between(values: np.ndarray, anomalous: np.ndarray) -> float:

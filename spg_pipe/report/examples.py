@@ -20,7 +20,7 @@ from spg_pipe.explain.picture import atom_overlay
 from spg_pipe.images.preprocess import resize_mask
 from spg_pipe.report.atoms import Reasons
 from spg_pipe.report.inputs import DirectionRuns
-from spg_pipe.report.pictures import Pictures, fitting
+from spg_pipe.report.pictures import ImageFiles, fitting
 from spg_pipe.store.reader import FeatureStore
 
 SHOWN = 3
@@ -46,11 +46,11 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Picture:
+class ExampleWithReasons:
     """An example with its files."""
 
     example: Example
-    pictures: Pictures
+    files: ImageFiles
     """Those of the gallery."""
     reasons: Reasons | None
     """None where the detector or the tokens are gone."""
@@ -136,16 +136,18 @@ def choose(table: "pd.DataFrame", category: str, quality: np.ndarray) -> list[Ex
     ]
 
 
-def draw_atoms(way: DirectionRuns, pictures: Sequence[Picture], images: Path, folder: Path) -> None:
+def draw_atoms(
+    way: DirectionRuns, shown: Sequence[ExampleWithReasons], images: Path, folder: Path
+) -> None:
     """Write where the atoms of some examples count, over the photographs in `images`.
 
     The pictures go below `folder`, the report's, under their names.
     """
     store, log_odds = way.store, way.runs[0].scores.record.log_odds
-    for each in pictures:
-        under = small_photograph(images, each.pictures)
+    for each in shown:
+        under = small_photograph(images, each.files)
         mask = store.masks(np.array([each.example.image]))[0] if store else None
-        outlined = mask is not None and each.pictures.mask
+        outlined = mask is not None and each.files.mask
         for number, atom in enumerate(each.reasons.atoms if each.reasons else ()):
             if atom.map is None:
                 continue
@@ -157,10 +159,10 @@ def draw_atoms(way: DirectionRuns, pictures: Sequence[Picture], images: Path, fo
             Image.fromarray(drawn).save(path, quality=_JPEG_QUALITY, subsampling=0)
 
 
-def small_photograph(images: Path, pictures: Pictures) -> np.ndarray:
+def small_photograph(images: Path, files: ImageFiles) -> np.ndarray:
     """A photograph of a gallery for an atom's picture, (H, W, 3) uint8; grey if there is none."""
-    height, width = fitting(pictures.size, ATOM_LONGEST)
-    if not pictures.photograph:
+    height, width = fitting(files.size, ATOM_LONGEST)
+    if not files.photograph:
         return np.full((height, width, 3), 128, np.uint8)
-    with Image.open(images / f"{pictures.stem}.jpg") as photograph:
+    with Image.open(images / f"{files.stem}.jpg") as photograph:
         return np.asarray(photograph.resize((width, height), Image.Resampling.LANCZOS))

@@ -35,6 +35,7 @@ _LEGEND_COLUMNS = 5
 
 def write_curves(folder: Path, curves: Mapping[str, Curves]) -> None:
     """Write the drawing and the data of each, and what draws them live: uPlot and its licence."""
+    folder.mkdir()
     for name, made in curves.items():
         (folder / f"{name}.svg").write_bytes(drawing(made))
         (folder / f"{name}.js").write_text(made.script(name), encoding="utf-8", newline="\n")

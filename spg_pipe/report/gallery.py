@@ -6,9 +6,9 @@ A folder that opens from its file, without a network:
     report.css, report.js
     images/<stem>.html, .jpg (photograph), -map.png, -mask.png
 
-The pictures are written first, by `draw` of `spg_pipe.report.pictures`, in any thread and order;
-then `write_gallery` makes the pages. It serves a direction of the report, with labels, and the
-images of `predict`, without.
+The pictures are written first, by `write_pictures`, in any thread and order; then `write_gallery`
+makes the pages. It serves a direction of the report, with labels, and the images of `predict`,
+without.
 """
 
 import math
@@ -22,7 +22,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from spg_pipe.report.page import environment, write_assets
-from spg_pipe.report.pictures import Pictures
+from spg_pipe.report.pictures import ImageFiles
 
 IMAGES = "images"
 """The folder of the images' pictures and pages, beside index.html."""
@@ -64,7 +64,7 @@ class GalleryImage:
     label: Label
     score: float
     """Finite."""
-    pictures: Pictures
+    files: ImageFiles
     size: tuple[int, int]
     """(height, width) of the original, pixels."""
     facts: Sequence[tuple[str, str]] = ()
@@ -120,7 +120,13 @@ def write_gallery(folder: Path, gallery: Gallery, images: Iterable[GalleryImage]
     shown.sort(key=lambda image: starts[image.group].value - image.score)
     write_assets(folder)
     made = environment()
-    made.globals |= {"gallery": gallery, "starts": starts, "verdict": verdict, "images": shown}
+    made.globals |= {
+        "gallery": gallery,
+        "starts": starts,
+        "verdict": verdict,
+        "apart": apart,
+        "images": shown,
+    }
     _write_images(made, folder / IMAGES, shown)
     defects = sorted({image.defect for image in shown if image.defect})
     verdicts = Counter(verdict(image.label, image.score, starts[image.group]) for image in shown)
@@ -139,7 +145,7 @@ def write_gallery(folder: Path, gallery: Gallery, images: Iterable[GalleryImage]
         rates=rates(verdicts),
         labelled=any(image.label != "unknown" for image in shown),
         unlabelled=any(image.label == "unknown" for image in shown),
-        masks=any(image.pictures.mask for image in shown),
+        masks=any(image.files.mask for image in shown),
     )
     (folder / "index.html").write_text(page, encoding="utf-8", newline="\n")
     return folder / "index.html"
@@ -167,14 +173,22 @@ def verdict(label: Label, score: float, threshold: Threshold) -> str:
     return VERDICTS[label, above] if threshold.decides else UNDECIDED[above]
 
 
+def apart(score: float, threshold: float) -> list[str]:
+    """Both with four digits after the point or, where they would read the same, with all."""
+    texts = [f"{value:.4f}" for value in (score, threshold)]
+    if texts[0] == texts[1] and score != threshold:
+        texts = [repr(float(value)) for value in (score, threshold)]
+    return [text.replace("-", "−") for text in texts]
+
+
 def rates(verdicts: Mapping[str, int]) -> dict[str, float]:
     """Precision, recall and false-alarm rate of counted verdicts; NaN of nothing."""
-    found, missed, alarms, passed = (
+    hits, missed, alarms, passed = (
         verdicts.get(name, 0) for name in ("found", "missed", "false alarm", "passed")
     )
     pairs = {
-        "precision": (found, found + alarms),
-        "recall": (found, found + missed),
+        "precision": (hits, hits + alarms),
+        "recall": (hits, hits + missed),
         "fpr": (alarms, alarms + passed),
     }
     return {name: part / all_ if all_ else math.nan for name, (part, all_) in pairs.items()}
@@ -189,5 +203,5 @@ def _write_images(made: Environment, folder: Path, images: Sequence[GalleryImage
             before=images[number - 1] if number else None,
             after=images[number + 1] if number + 1 < len(images) else None,
         )
-        path = folder / f"{image.pictures.stem}.html"
+        path = folder / f"{image.files.stem}.html"
         path.write_text(page, encoding="utf-8", newline="\n")

@@ -24,7 +24,7 @@ _TRANSPARENT, _WHITE, _BLACK = 0, 1, 2
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageFiles:
     """The files of an image in images/."""
 
     stem: str
@@ -37,7 +37,7 @@ class Pictures:
     """<stem>-mask.png is there."""
 
 
-def draw(
+def write_pictures(
     folder: Path,
     stem: str,
     photograph: np.ndarray | None,
@@ -46,7 +46,7 @@ def draw(
     *,
     mask: np.ndarray | None = None,
     size: tuple[int, int] | None = None,
-) -> Pictures:
+) -> ImageFiles:
     """Write the pictures of an image into `folder` (a gallery's images/). Safe in any thread.
 
     Parameters
@@ -79,7 +79,7 @@ def draw(
         inside = soft_mask(mask, smaller) > (0 if smaller[0] < mask.shape[0] else 127)
         picture = outline_picture(inside)
         picture.save(folder / f"{stem}-mask.png", transparency=_TRANSPARENT)
-    return Pictures(stem, at, photograph is not None, mask is not None)
+    return ImageFiles(stem, at, photograph is not None, mask is not None)
 
 
 def fitting(size: tuple[int, int], longest: int) -> tuple[int, int]:

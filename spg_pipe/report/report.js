@@ -2,24 +2,25 @@
 // A classic script, so that it runs from a file. Without it everything that was computed is there.
 "use strict";
 
+function element(name, attributes = {}, ...children) {
+  const svg = ["svg", "rect", "line", "text"].includes(name);
+  const made = svg ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  made.append(...children);
+  return made;
+}
+
 (() => {
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
-  const one = (id) => document.getElementById(id);
+  const byId = (id) => document.getElementById(id);
   const minus = (value) => String(value).replace("-", "−");
   const known = (value) => Number.isFinite(value);
-  const made = (name, attributes = {}, text = "") => {
-    const svg = ["svg", "g", "rect", "line", "text"].includes(name);
-    const element = svg ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
-    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-    element.textContent = text;
-    return element;
-  };
 
   // Tables -------------------------------------------------------------------------------------
 
   const number = (text) => {
-    const found = text.replace(/−/g, "-").replace(/,/g, "").match(/^\s*[-+]?\d*\.?\d+(e[-+]?\d+)?/i);
-    return found ? Number(found[0]) : NaN;
+    const match = text.replace(/−/g, "-").replace(/,/g, "").match(/^\s*[-+]?\d*\.?\d+(e[-+]?\d+)?/i);
+    return match ? Number(match[0]) : NaN;
   };
 
   function sortable(table) {
@@ -32,7 +33,7 @@
       const texts = new Map(rows.map((row) => [row, row.cells[column].textContent.trim()]));
       const values = new Map([...texts].map(([row, text]) => [row, number(text)]));
       const numeric = [...texts].every(([row, text]) => text === "–" || known(values.get(row)));
-      const button = made("button", { type: "button", class: "sort" });
+      const button = element("button", { type: "button", class: "sort" });
       button.append(...head.childNodes);
       head.append(button);
       button.addEventListener("click", () => {
@@ -93,13 +94,13 @@
     // Scores that count without a picture.
     const others = [...starts].flatMap(([group, { others: scores }]) =>
       scores.map((score) => ({ group, score, label: "unknown" })));
-    const { rule, grouped } = one("threshold-says").dataset;
+    const { rule, grouped } = byId("threshold-says").dataset;
     const differ = new Set([...starts.values()].map((start) => start.value)).size > 1;
-    const chosen = (id) => (one(id) ? one(id).value : "");
-    const words = (id) => one(id).selectedOptions[0].textContent;
+    const chosen = (id) => (byId(id) ? byId(id).value : "");
+    const words = (id) => byId(id).selectedOptions[0].textContent;
     const asked = new URLSearchParams(location.hash.slice(1));
     for (const id of ["category", "defect", "verdict", "order", "name"]) {
-      const input = one(id), value = asked.get(id);
+      const input = byId(id), value = asked.get(id);
       if (input && value !== null && (id === "name" || [...input.options].some((o) => o.value === value))) {
         input.value = value;
       }
@@ -125,7 +126,7 @@
         says: first.says,
       };
       threshold = start;
-      const slider = one("threshold");
+      const slider = byId("threshold");
       slider.min = view.low;
       slider.max = view.high;
     }
@@ -149,21 +150,21 @@
     function tell(counts) {
       const of = (name) => counts[name] || 0;
       const share = (part, whole) => (whole ? (part / whole).toFixed(3) : "–");
-      const [found, missed, alarms, passed] = ["found", "missed", "false alarm", "passed"].map(of);
+      const [hits, missed, alarms, passed] = ["found", "missed", "false alarm", "passed"].map(of);
       const values = {
-        tp: found, fn: missed, fp: alarms, tn: passed, above: of("anomalous") + of("above"),
+        tp: hits, fn: missed, fp: alarms, tn: passed, above: of("anomalous") + of("above"),
         below: of("normal") + of("not above"),
-        precision: share(found, found + alarms), recall: share(found, found + missed),
+        precision: share(hits, hits + alarms), recall: share(hits, hits + missed),
         fpr: share(alarms, alarms + passed),
       };
-      for (const [id, value] of Object.entries(values)) if (one(id)) one(id).textContent = value;
+      for (const [id, value] of Object.entries(values)) if (byId(id)) byId(id).textContent = value;
       const shown = Number(threshold.toPrecision(4));
-      const slider = one("threshold");
+      const slider = byId("threshold");
       slider.value = threshold;
       slider.setAttribute("aria-valuetext", view.relative ? `${shown} above each threshold` : String(shown));
-      one("threshold-value").value = shown;
+      byId("threshold-value").value = shown;
       const only = chosen("category") ? `${grouped[0].toUpperCase()}${grouped.slice(1)} ${words("category")}. ` : "";
-      one("threshold-says").textContent = `${only}${told(shown)} ${rule}`;
+      byId("threshold-says").textContent = `${only}${told(shown)} ${rule}`;
     }
 
     function told(shown) {
@@ -182,7 +183,7 @@
     function rest() {
       clearTimeout(resting);
       resting = setTimeout(() => {
-        one("counts-said").textContent = all("#counts > div").map((pair) =>
+        byId("counts-said").textContent = all("#counts > div").map((pair) =>
           `${pair.querySelector("dt").textContent} ${pair.querySelector("dd").textContent}`).join(", ");
         remember();
       }, 400);
@@ -208,7 +209,7 @@
     function order() {
       const sorted = view.images.filter((image) => image.element).sort(ORDERS[chosen("order")]);
       // To move thousands of images takes a browser a second: not where they lie in order, as at first.
-      if (sorted.some((image, place) => holder.children[place] !== image.element)) {
+      if (sorted.some((image, position) => holder.children[position] !== image.element)) {
         holder.append(...sorted.map((image) => image.element));
       }
     }
@@ -225,7 +226,7 @@
       }
       const said = ["category", "defect", "verdict"].filter(chosen).map((id) => `${id} ${words(id)}`);
       if (name) said.push(`"${name}" in the name`);
-      one("shown").textContent = `${shown} of ${images.length} images${said.length ? `: ${said.join("; ")}` : ""}`;
+      byId("shown").textContent = `${shown} of ${images.length} images${said.length ? `: ${said.join("; ")}` : ""}`;
     }
 
     function move(value) {
@@ -244,22 +245,22 @@
       filter();
     }
 
-    const histogram = histogramOf(one("histogram"), move);
-    one("threshold").addEventListener("input", (event) => move(Number(event.target.value)));
-    one("threshold").addEventListener("change", () => { if (chosen("order") === "near") order(); });
-    one("threshold-value").addEventListener("change", (event) => move(event.target.valueAsNumber));
-    one("threshold-reset").addEventListener("click", () => move(view.start));
-    if (one("category")) one("category").addEventListener("change", () => { begin(); rest(); });
+    const histogram = histogramOf(byId("histogram"), move);
+    byId("threshold").addEventListener("input", (event) => move(Number(event.target.value)));
+    byId("threshold").addEventListener("change", () => { if (chosen("order") === "near") order(); });
+    byId("threshold-value").addEventListener("change", (event) => move(event.target.valueAsNumber));
+    byId("threshold-reset").addEventListener("click", () => move(view.start));
+    if (byId("category")) byId("category").addEventListener("change", () => { begin(); rest(); });
     for (const id of ["defect", "verdict"]) {
-      if (one(id)) one(id).addEventListener("change", () => { filter(); remember(); });
+      if (byId(id)) byId(id).addEventListener("change", () => { filter(); remember(); });
     }
-    one("order").addEventListener("change", () => { order(); remember(); });
-    one("name").addEventListener("input", () => { filter(); remember(); });
+    byId("order").addEventListener("change", () => { order(); remember(); });
+    byId("name").addEventListener("input", () => { filter(); remember(); });
     all("form").forEach((form) => form.addEventListener("submit", (event) => event.preventDefault()));
     begin();
     if (asked.has("threshold")) move(Number(asked.get("threshold")));
-    new ResizeObserver(() => { histogram.draw(view); histogram.mark(threshold); }).observe(one("histogram"));
-    const target = one(location.hash.slice(1));
+    new ResizeObserver(() => { histogram.draw(view); histogram.mark(threshold); }).observe(byId("histogram"));
+    const target = byId(location.hash.slice(1));
     if (target && holder.contains(target)) target.scrollIntoView();
   }
 
@@ -270,9 +271,9 @@
   function ticks(low, high, count) {
     const rough = (high - low) / count, power = 10 ** Math.floor(Math.log10(rough));
     const step = [1, 2, 5, 10].map((factor) => factor * power).find((each) => each >= rough);
-    const found = [];
-    for (let at = Math.ceil(low / step); at * step <= high; at += 1) found.push(Number((at * step).toPrecision(12)));
-    return found;
+    const values = [];
+    for (let at = Math.ceil(low / step); at * step <= high; at += 1) values.push(Number((at * step).toPrecision(12)));
+    return values;
   }
 
   // Anomalous images stand above the line and normal ones hang below it: told apart without colour.
@@ -301,12 +302,12 @@
       };
       const said = Object.keys(words).filter(total).map((label) => `${total(label)} ${words[label]}`);
       if (reference) said.push(`${view.normals.length} normal images of the calibration`);
-      const svg = made("svg", {
+      const svg = element("svg", {
         width: wide, height: HIGH, viewBox: `0 0 ${wide} ${HIGH}`, role: "img",
         "aria-label": `Histogram of scores from ${view.low.toPrecision(3)} to ${view.high.toPrecision(3)}: ${said.join(", ")}`,
       });
       const width = within / BINS;
-      const bar = (kind, bin, count, y, tall) => count && svg.append(made("rect", {
+      const bar = (kind, bin, count, y, tall) => count && svg.append(element("rect", {
         class: kind, x: EDGE + bin * width + 0.5, width: Math.max(1, width - 1), y, height: Math.max(1.5, tall),
       }));
       for (let bin = 0; bin < BINS; bin += 1) {
@@ -315,16 +316,16 @@
         bar("unknown", bin, more, zero - (up + more) * unit, more * unit);
         bar("normal", bin, down, zero, down * unit);
       }
-      svg.append(made("line", { class: "axis", x1: EDGE, x2: wide - EDGE, y1: zero, y2: zero }));
+      svg.append(element("line", { class: "axis", x1: EDGE, x2: wide - EDGE, y1: zero, y2: zero }));
       for (const tick of ticks(view.low, view.high, Math.max(2, Math.floor(wide / 110)))) {
-        svg.append(made("line", { class: "axis", x1: x.of(tick), x2: x.of(tick), y1: HIGH - BELOW, y2: HIGH - BELOW + 5 }));
+        svg.append(element("line", { class: "axis", x1: x.of(tick), x2: x.of(tick), y1: HIGH - BELOW, y2: HIGH - BELOW + 5 }));
         const ends = x.of(tick) < 30 ? "start" : x.of(tick) > wide - 30 ? "end" : "middle";
-        svg.append(made("text", { x: x.of(tick), y: HIGH - 4, "text-anchor": ends }, minus(tick)));
+        svg.append(element("text", { x: x.of(tick), y: HIGH - 4, "text-anchor": ends }, minus(tick)));
       }
       const up = ["anomalous", "unknown"].filter(total).map((label) => words[label]).join(" and ");
-      if (above) svg.append(made("text", { x: EDGE, y: 12 }, `↑ ${up}, up to ${above} in a bar`));
-      if (below) svg.append(made("text", { x: EDGE, y: HIGH - BELOW - 4 }, `↓ normal${reference ? " images of the calibration" : ""}, up to ${below} in a bar`));
-      line = made("line", { class: "threshold", y1: 0, y2: HIGH - BELOW });
+      if (above) svg.append(element("text", { x: EDGE, y: 12 }, `↑ ${up}, up to ${above} in a bar`));
+      if (below) svg.append(element("text", { x: EDGE, y: HIGH - BELOW - 4 }, `↓ normal${reference ? " images of the calibration" : ""}, up to ${below} in a bar`));
+      line = element("line", { class: "threshold", y1: 0, y2: HIGH - BELOW });
       svg.append(line);
       holder.replaceChildren(svg);
     }
@@ -344,5 +345,5 @@
   all(".js").forEach((element) => { element.hidden = false; });
   all("table.sortable").forEach(sortable);
   mapControls();
-  if (one("gallery")) gallery(one("gallery"));
+  if (byId("gallery")) gallery(byId("gallery"));
 })();

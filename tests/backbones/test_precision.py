@@ -13,7 +13,8 @@ import torch
 from backbones.helpers import random_images, random_model, save_weights
 from spg_pipe.backbones import load_backbone, precision
 from spg_pipe.backbones.base import Backbone, LayerTokens
-from spg_pipe.backbones.spec import BackboneSpec, Precision
+from spg_pipe.backbones.spec import BackboneSpec
+from spg_pipe.recipe.data import Precision
 
 NETWORKS = {"vit_tiny_patch16_224": ("6", "12"), "resnet18": ("s8", "s16")}
 SIZE = 96

@@ -1,4 +1,4 @@
-"""Takes the pictures of the docs from a demo: `python tests/browser/screenshots.py demo_run docs/images`."""
+"""Takes the pictures of the docs: `python tests/browser/screenshots.py demo_run docs/images`."""
 
 import argparse
 import shutil
@@ -11,7 +11,7 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-DIRECTION, CATEGORY = "demo-mvtec--demo-visa", "coins"
+DIRECTION, CATEGORY = "demo-mvtec--demo-visa", "wood"
 PORT = "8123"
 
 
@@ -28,13 +28,13 @@ def main() -> None:
     path = next(filter(None, map(shutil.which, NAMES)))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        page = opened(browser, gallery / "index.html", 1100)
+        page = opened(browser, gallery / "index.html", 1420)
         take(page, options.out / "gallery.jpg")
         page.locator("#gallery figure a").first.click()
         page.wait_for_url("**/images/*.html")
         take(page, options.out / "image-page.jpg")
         with serving(detector) as address:
-            page = opened(browser, address, 760)
+            page = opened(browser, address, 1150)
             page.set_input_files("#file", sorted(defects.iterdir())[0])
             page.locator("#result").wait_for()
             take(page, options.out / "drop-page.jpg")
@@ -61,7 +61,7 @@ def serving(detector: Path) -> Iterator[str]:
     code = "from spg_pipe.cli.main import main; main()"
     command = [sys.executable, "-c", code, "serve", str(detector), "--port", PORT]
     process = subprocess.Popen(
-        [*command, "--threshold", "0", "--pixel-threshold", "0.7"],
+        [*command, "--threshold", "-4", "--pixel-threshold", "0.67"],
         stderr=subprocess.STDOUT,
         stdout=subprocess.PIPE,
         text=True,

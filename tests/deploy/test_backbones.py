@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import open_clip
 import pytest
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from spg_pipe.backbones import load_backbone
 from spg_pipe.backbones.base import Backbone
-from spg_pipe.deploy.formats import traced, write_onnx
+from spg_pipe.deploy import formats
 from spg_pipe.deploy.resize import resized
 from spg_pipe.images.preprocess import preprocess
 from spg_pipe.predict.predictor import joined_tokens
@@ -22,7 +21,7 @@ from spg_pipe.predict.predictor import joined_tokens
 TIMM = {
     "vit_tiny_patch16_dinov3_qkvb": {"image_size": 64, "norm": "post"},  # rotary positions
     "vit_small_patch14_dinov2": {"image_size": 56, "norm": "pre"},  # positions at another size
-    "vit_small_patch16_siglip_224": {"image_size": 64, "norm": "pre"},
+    "vit_base_patch16_siglip_224": {"image_size": 64, "norm": "pre"},
     "resnet18": {"image_size": 64, "layers": ["s8", "s16"]},
 }
 
@@ -42,15 +41,15 @@ class Tokens(nn.Module):
 def require_exported(backbone: Backbone, path: Path) -> None:
     """Tokens of an upright and a wide image are PyTorch's."""
     layers = len(backbone.spec.layers)
-    write_onnx(traced(Tokens(backbone)), layers, path, {})
-    session = onnxruntime.InferenceSession(path)
+    formats.write_onnx(formats.traced(Tokens(backbone)), layers, path, {})
+    runtimes = [formats.read_onnx(path), formats.read_openvino(path)]
     for shape in ((130, 40), (30, 90)):
         image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
         pixels = preprocess(image, backbone.spec.preprocess)
         expected, _ = joined_tokens(backbone(torch.from_numpy(pixels)[None]))
-        found = session.run(None, {"image": image[None]})
-        for ours, theirs in zip(found, expected.values(), strict=True):
-            np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-4 * theirs.abs().max())
+        for judge in runtimes:
+            for ours, theirs in zip(judge(image), expected.values(), strict=True):
+                np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-4 * theirs.abs().max())
 
 
 @pytest.mark.slow

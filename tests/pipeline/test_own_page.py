@@ -43,7 +43,7 @@ def predict(
     check_out(out, tables)
     predictor, items = Predictor(detector, TinyBackbone()), find_items([str(photos)], out)
     with ResultFolder(out, record, shown if page else None) as folder:
-        own = OwnPage(out, predictor.shown, lambda _: limits, ("Said.",), folder.plan, shown)
+        own = OwnPage(folder, shown, predictor.shown, lambda _: limits, ("Said.",))
         also = own.draw if page else Finish(predictor, out).also
         how = Finish(predictor, out, folder.plan, lambda _: limits, also=also)
         then = partial(finish, how=how)

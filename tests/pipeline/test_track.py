@@ -98,6 +98,20 @@ def test_what_dvclive_cannot_open_costs_the_curve_and_not_the_training(curves, c
     assert (path / "curve.csv").exists()
 
 
+@pytest.mark.parametrize("broken", ["log_metric", "next_step", "end"])
+def test_a_live_curve_that_breaks_off_is_said_once_and_training_goes_on(
+    curves, monkeypatch, capsys, broken
+):
+    def full(*_: object, **__: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(f"dvclive.Live.{broken}", full)
+    run = dataclasses.replace(curves(), console=Console(1))
+    path = training.train_sae(run, "left", 111)
+    assert (path / "curve.csv").exists()
+    assert capsys.readouterr().err.count("note: no live curve: OSError: No space left") == 1
+
+
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """MLflow's store in a folder, which needs no server."""
@@ -135,6 +149,11 @@ def test_what_broke_off_or_was_made_anew_is_sent_again(project, server, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "log_artifact", lambda *_: (_ for _ in ()).throw(OSError("x")))
         with pytest.raises(SpgError, match=r"MLflow at file:.*: x"):
+            track(run, server)
+    with monkeypatch.context() as patch:  # the first error is told, not what follows from it
+        patch.setattr(MlflowClient, "log_batch", lambda *_: (_ for _ in ()).throw(OSError("dead")))
+        patch.setattr(MlflowClient, "set_terminated", lambda *_: json.loads("no answer"))
+        with pytest.raises(SpgError, match=r"MLflow at file:.*: dead"):
             track(run, server)
     assert len(track(run, server)["sent"]) == 1
     run = project(metrics={"resolution": "original"}, options=False)

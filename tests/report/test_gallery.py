@@ -29,7 +29,7 @@ from spg_pipe.report.gallery import (
     verdict,
     write_gallery,
 )
-from spg_pipe.report.pictures import LONGEST, MAP_LONGEST, Pictures, draw, map_picture
+from spg_pipe.report.pictures import LONGEST, MAP_LONGEST, ImageFiles, map_picture, write_pictures
 
 HOSTILE = [
     "<script>alert(1)</script>.png",
@@ -46,12 +46,12 @@ SHOWN = (0.25, 0.75)
 
 def image(number: int, folder: Path | None = None, **other: object) -> GalleryImage:
     """An image, whose pictures are written if a folder is given."""
-    pictures = Pictures(f"{number:05d}", (12, 16))
+    pictures = ImageFiles(f"{number:05d}", (12, 16))
     if folder is not None:
         pixels = np.full((12, 16, 3), 90, np.uint8)
-        pictures = draw(folder / "images", f"{number:05d}", pixels, flat(0.5), SHOWN)
+        pictures = write_pictures(folder / "images", f"{number:05d}", pixels, flat(0.5), SHOWN)
     values = {"group": "", "defect": "", "label": "unknown", "score": float(number)}
-    given = {"name": f"{number}.png", "pictures": pictures, "size": (12, 16)} | values | other
+    given = {"name": f"{number}.png", "files": pictures, "size": (12, 16)} | values | other
     return GalleryImage(**given)  # type: ignore[arg-type]
 
 
@@ -86,6 +86,15 @@ def test_a_name_is_text_wherever_it_stands(name, tmp_path):
         assert not re.search("[\x00-\x08\x0b-\x1f\u2028\u2029\u202e]", path.read_text("utf-8"))
     files = {path.resolve() for path in tmp_path.rglob("*") if path.is_file()}
     assert files == linked_files(tmp_path)
+
+
+def test_a_score_and_a_threshold_that_differ_read_differently(tmp_path):
+    (tmp_path / "images").mkdir()
+    images = [image(0, tmp_path, score=-0.5), image(1, tmp_path, score=0.5)]
+    written(tmp_path, Gallery("near", {"": Threshold(math.nextafter(0.5, 0), "close")}), images)
+    low, high = (Page(tmp_path / "images" / f"0000{stem}.html").text for stem in (0, 1))
+    assert "score −0.5000, not above the threshold 0.5000" in low
+    assert "score 0.5, above the threshold 0.49999999999999994" in high
 
 
 def test_pages_lead_to_one_another_the_highest_score_first(tmp_path):
@@ -210,14 +219,16 @@ def test_of_very_many_images_evenly_spaced_ones_and_the_examples_are_shown(monke
 
 def test_pictures_are_small_and_keep_the_shape(tmp_path):
     tall = np.zeros((2000, 600, 3), np.uint16)
-    pictures = draw(tmp_path, "a", tall, flat(0.5, (2000, 600)), SHOWN, mask=np.ones((40, 12)))
-    assert pictures == Pictures("a", (LONGEST, 144), photograph=True, mask=True)
+    pictures = write_pictures(
+        tmp_path, "a", tall, flat(0.5, (2000, 600)), SHOWN, mask=np.ones((40, 12))
+    )
+    assert pictures == ImageFiles("a", (LONGEST, 144), photograph=True, mask=True)
     assert map_picture(flat(0.5, (2000, 600)), SHOWN).size == (48, MAP_LONGEST)
-    gone = draw(tmp_path, "b", None, flat(0.5), SHOWN, size=(300, 100))
-    assert gone == Pictures("b", (300, 100), photograph=False)
+    gone = write_pictures(tmp_path, "b", None, flat(0.5), SHOWN, size=(300, 100))
+    assert gone == ImageFiles("b", (300, 100), photograph=False)
     assert not (tmp_path / "b.jpg").exists()
     with pytest.raises(ValueError, match="nor its size"):
-        draw(tmp_path, "c", None, flat(0.5), SHOWN)
+        write_pictures(tmp_path, "c", None, flat(0.5), SHOWN)
 
 
 def test_a_map_has_one_scale_of_colours_whatever_its_range():
@@ -232,7 +243,7 @@ def test_the_smallest_defect_has_an_outline(tmp_path):
 
     mask = np.zeros((4800, 4800), np.uint8)
     mask[1000:1003, 2000:2003] = 1
-    draw(tmp_path, "a", np.zeros((4800, 4800, 3), np.uint8), flat(0.5), SHOWN, mask=mask)
+    write_pictures(tmp_path, "a", np.zeros((4800, 4800, 3), np.uint8), flat(0.5), SHOWN, mask=mask)
     with Image.open(tmp_path / "a-mask.png") as picture:
         alpha = np.asarray(picture.convert("RGBA"))[:, :, 3]
     rows, columns = np.nonzero(alpha)

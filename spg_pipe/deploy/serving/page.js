@@ -10,6 +10,7 @@ const WORDS = {
 };
 const signed = (value, digits = 3) =>
   (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits);
+const fixed = (value) => value.toFixed(4).replace("-", "−");
 let running = null; // aborts the request of an image that another one replaces
 
 function element(name, text, attributes = {}) {
@@ -56,8 +57,8 @@ function show(answer) {
   const verdict = at("verdict");
   verdict.className = line.decision ?? "";
   verdict.textContent = { anomalous: "Anomalous", normal: "Normal" }[line.decision] ?? "No decision: there is no threshold";
-  const facts = [["Score", line.score.toFixed(4)]];
-  if (line.threshold !== null) facts.push(["Threshold (anomalous above it)", line.threshold.toFixed(4)]);
+  const facts = [["Score", fixed(line.score)]];
+  if (line.threshold !== null) facts.push(["Threshold (anomalous above it)", fixed(line.threshold)]);
   if (line.p_value !== null) facts.push(["p-value: share of normal images that score as high", line.p_value.toPrecision(2)]);
   if (line.normals !== null) facts.push(["Of your normal images score as high", `${line.normals_above} of ${line.normals}`]);
   facts.push(["Map's highest value", line.peak.toFixed(3)], ["Size", `${line.width} × ${line.height} pixels`]);

@@ -104,9 +104,10 @@ class Limits(Record):
 
         What `conformal` and `tolerance` found, to which the threshold adds some room.
         """
-        if self.image is None or not self.scores or self.scores[0] > self.image.value:
+        if self.image is None:
             return None
-        return float(self._sorted[self._sorted <= self.image.value][-1])
+        normal = self._sorted[self._sorted <= self.image.value]
+        return float(normal[-1]) if len(normal) else None
 
     def p_value(self, score: float) -> float | None:
         """The conformal p-value of an image's score; None without normal images."""

@@ -256,10 +256,11 @@ def test_what_differs_is_refused_and_nothing_is_left(
 
 
 def test_words_of_a_card_stay_in_their_cells(predictor: Predictor) -> None:
-    card = card_of("a|b\n# <c>", predictor, None, None)
-    title, *_, row = in_words(card.model_copy(update={"versions": {"x|y": "1\n2"}})).splitlines()
-    assert title == r"# a\|b\n# \<c>"
-    assert row == r"| made with | x\|y 1\n2 |"
+    changes = {"licences": ("MIT\n# <b>",), "versions": {"x|y": "1"}}
+    card = card_of("a|b <c>", predictor, None, None).model_copy(update=changes)
+    lines = in_words(card).splitlines()
+    assert lines[0] == r"# a\|b \<c>"
+    assert lines[-2:] == [r"| licence | MIT\n# \<b> |", r"| made with | x\|y 1 |"]
 
 
 def test_openvino_tells_nobody_of_an_export(tmp_path: Path) -> None:

@@ -156,8 +156,8 @@ def read_request(
     return tensors
 
 
-def _bad(found: str, expected: str) -> RefusedError:
-    return RefusedError(400, f"Found: {found}. Expected: {expected}.")
+def _bad(given: str, expected: str) -> RefusedError:
+    return RefusedError(400, f"Found: {given}. Expected: {expected}.")
 
 
 def _flag(parameters: Mapping[str, object], name: str, default: bool) -> bool:

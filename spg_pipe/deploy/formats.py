@@ -63,7 +63,8 @@ def write_onnx(program: Any, outputs: int, path: Path, facts: Mapping[str, str])
     (image,) = model.graph.inputs
     image.shape = onnx_ir.Shape([1, "height", "width", 3])
     model.graph.outputs[0].shape = onnx_ir.Shape(["height", "width"])
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values())
+    weights = [value.const_value for value in model.graph.initializers.values()]
+    size = sum(int(each.nbytes) for each in weights if each is not None)
     made.save(path, external_data=size > _MOST_BYTES)
 
 

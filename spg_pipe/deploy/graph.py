@@ -89,7 +89,7 @@ class Graph(nn.Module):
             return odds, score
         away, top = self._away(bank, tokens)
         fused = {
-            layer: confirmed(each, odds[layer], footing.levels[layer])
+            layer: confirmed(each, odds[layer], *footing.levels[layer])
             for layer, each in away.items()
         }
         return fused, score + footing.weight * top

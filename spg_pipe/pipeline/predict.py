@@ -189,8 +189,6 @@ def predict_images(
             raise SpgError(f"None of {counted(summary.images, 'image')} could be judged.")
         _draw_highest(ask, how, summary, folder, judged)
         folder.finish(decider.batch(), page.write if page else None)
-    if page:
-        console.say(f"Page: {ask.out / REPORT / 'index.html'}")
     console.text("\n".join([*_said(ask, summary, predictor, decider, console), record.facts]))
     return summary
 
@@ -208,6 +206,8 @@ def _said(
     ask: Ask, summary: Summary, predictor: Predictor, decider: Decider, console: Console
 ) -> list[str]:
     """The last words of a run, after notes on its images."""
+    if ask.report:
+        console.say(f"Page: {ask.out / REPORT / 'index.html'}")
     if summary.known:
         console.say(note_of_known(summary.known, len(summary.scores), "whatever they show."))
     decided = decider.calibration is not None or decider.how.by_hand

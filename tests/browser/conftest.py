@@ -48,7 +48,9 @@ class Visit:
 
     def serious(self) -> list[str]:
         """What axe-core finds to be serious or critical: the rule, and where."""
-        found = Axe().run(self.page).response["violations"]
+        # It would load style sheets again, by requests that a page of ours forbids.
+        options = {"resultTypes": ["violations"], "preload": False}
+        found = Axe().run(self.page, options=options).response["violations"]
         return [
             f"{each['id']}: {node['target']} {node['failureSummary']}"
             for each in found

@@ -88,7 +88,9 @@ def served(
     how = Finish(
         Predictor(detector, gate), Path(), limits=lambda _: limits, overlays=False, explained=False
     )
-    waiting = Waiting(how, Reading(strict_white=True), bounds.images, lambda _, line: counts.judged(line))
+    waiting = Waiting(
+        how, Reading(strict_white=True), bounds.images, lambda _, line: counts.judged(line)
+    )
     service = Service(name, waiting, threshold is not None, bounds, counts)
     listening, begun = bound_socket("127.0.0.1", 0), threading.Event()
     thread = threading.Thread(target=run, args=(service, listening, begun.set))

@@ -80,7 +80,9 @@ def _add_errors(app: FastAPI, counts: Counts) -> None:
     @app.exception_handler(Exception)
     def broken(_: Request, __: Exception) -> Response:
         # It is raised again, so that uvicorn logs it with its trace.
-        return problem("The server could not answer, by a fault of its own that it has logged.", 500)
+        return problem(
+            "The server could not answer, by a fault of its own that it has logged.", 500
+        )
 
 
 def _add_protocol(app: FastAPI, service: Service) -> None:

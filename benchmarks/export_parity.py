@@ -66,7 +66,7 @@ def _measure(asked: argparse.Namespace) -> None:
     root, out = Path(os.environ["SPG_REAL_DATA"]), asked.lines[0]
     known = {json.loads(line)["image"] for line in out.open()} if out.exists() else set()
     detector = Detector.load(asked.detector)
-    predictor = load_predictor(detector, (), None, "cpu", print)
+    predictor = load_predictor(detector, (), None, "cpu", print, exact=True)
     exif = detector.record.protocol.exif_of_own_images
     runtimes: dict[str, Judge] = {"onnx": formats.read_onnx(asked.export / formats.ONNX)}
     if (asked.export / formats.OPENVINO).exists():

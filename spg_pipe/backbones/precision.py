@@ -57,7 +57,12 @@ def computed_by(precision: Precision, device: str) -> str | None:
 
 
 def with_precision(
-    network: Network, precision: Precision, device: str, say: Callable[[str], None]
+    network: Network,
+    precision: Precision,
+    device: str,
+    say: Callable[[str], None],
+    *,
+    exact: bool = False,
 ) -> Network:
     """The same network, which may compute in this precision; its tokens are float32 in any case.
 
@@ -67,11 +72,15 @@ def with_precision(
         Where the network's weights are.
     say : callable
         Told, once, where bfloat16 is no faster here, or could be faster.
+    exact : bool
+        It computes in float32 all the same: for a graph, which other runtimes compute.
     """
     if precision == "float32":
         return network
     changed = copy(network)
     changed.spec = network.spec.model_copy(update={"precision": precision})
+    if exact:
+        return changed
     engine = engine_of(device)
     if engine == "float32":
         say(_no_help(device))

@@ -123,19 +123,24 @@ def judge_fused(
     patches = {}
     for layer, away in distances.patches.items():
         scales = torch.tensor([each.levels[layer] for each in footings])[:, :, None, None]
-        patches[layer] = confirmed(away, judged.patches[layer], Scale(*scales.unbind(1)))
+        patches[layer] = confirmed(away, judged.patches[layer], scales[:, 0], scales[:, 1])
     share = np.array([each.weight for each in footings]) * distances.top
     columns = judged.columns | {"score": judged.columns["score"] + share, "share_bank": share}
     return replace(judged, patches=patches, columns=columns | {KNOWN: distances.known})
 
 
-def confirmed(away: torch.Tensor, odds: torch.Tensor, level: Scale) -> torch.Tensor:
+def confirmed(
+    away: torch.Tensor,
+    odds: torch.Tensor,
+    mean: torch.Tensor | float,
+    deviation: torch.Tensor | float,
+) -> torch.Tensor:
     """A patch's distance from a bank and the guides' log odds as one value, of any shape.
 
-    b·(1 + u²) + u: b is its distance, u the guides' log odds above the mean on normal images, 1
+    b·(1 + u²) + u: b is its distance, u the guides' log odds above their `mean` on normal images, 1
     where they are as high as their highest there. (u² only where u and b are above 0.)
     """
-    above = (odds - level.mean) / level.deviation
+    above = (odds - mean) / deviation
     return away + away.clamp_min(0) * above.clamp_min(0).square() + above
 
 

@@ -104,7 +104,9 @@ class Limits(Record):
 
         What `conformal` and `tolerance` found, to which the threshold adds some room.
         """
-        normal = [] if self.image is None else self._sorted[self._sorted <= self.image.value]
+        if self.image is None:
+            return None
+        normal = self._sorted[self._sorted <= self.image.value]
         return float(normal[-1]) if len(normal) else None
 
     def p_value(self, score: float) -> float | None:

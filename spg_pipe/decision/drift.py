@@ -11,6 +11,8 @@ import numpy as np
 
 _POWERS = (0.2, 0.5, 0.8)
 """κ of the bets κ·u^(κ − 1): strong on small u, and careful ones."""
+ANEW_IMAGES = 100_000
+"""After so many normal images all begins anew with the scores of the calibration alone."""
 
 
 class Drift:
@@ -22,6 +24,10 @@ class Drift:
     off at the threshold alike. Bets on small and on large ranks then neither win nor lose in the
     mean, and R_t = (1 + R_{t−1}) · bet has the mean t. Warning at the first R above N and beginning
     anew therefore warns falsely once in N such images in the mean, or less often.
+
+    A server judges for years: after each `ANEW_IMAGES` scores and evidence are those of the
+    beginning, so that memory and time are bounded and a slow change does not hide among images
+    that have changed already. What is promised holds in each such stretch, so in all together.
     """
 
     def __init__(self, scores: Sequence[float], threshold: float, images: int) -> None:
@@ -31,7 +37,8 @@ class Drift:
         all below it are exchangeable, given a number beside it they are not.
         """
         self._threshold, self._images = threshold, images
-        self._scores = list(scores[: bisect_left(scores, threshold)])
+        self._calibration = scores[: bisect_left(scores, threshold)]
+        self._scores = list(self._calibration)
         self._random = np.random.default_rng(0)
         self._sums = np.zeros(2 * len(_POWERS))
 
@@ -47,6 +54,9 @@ class Drift:
         """
         if not score < self._threshold:
             return False
+        if len(self._scores) - len(self._calibration) >= ANEW_IMAGES:
+            self._scores = list(self._calibration)
+            self._sums[:] = 0
         rank = smoothed_rank(self._scores, score, 1 - self._random.random())
         self._sums = after_bets(self._sums, rank)
         warning = self.level > self._images

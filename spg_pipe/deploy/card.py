@@ -1,28 +1,16 @@
 """What an exported detector says of itself: card.json, and the same for people in card.md."""
 
-from datetime import date
 from typing import Literal
 
 from spg_pipe.artefacts.files import versions
-from spg_pipe.artefacts.record import Count, LayerName, Name, Record, Size
-from spg_pipe.decision.calibration import Calibration, Limits, Method, Threshold
+from spg_pipe.artefacts.record import Count, Name, Record
+from spg_pipe.backbones.spec import BackboneSpec
+from spg_pipe.decision.calibration import Calibration, Limits, Threshold
 from spg_pipe.decision.rules import Published
+from spg_pipe.deploy.check import Agreement
+from spg_pipe.errors import one_line
 from spg_pipe.metrics.tables import ZERO_SHOT
 from spg_pipe.predict.predictor import Predictor
-
-
-class BackboneCard(Record):
-    """The frozen network."""
-
-    alias: Name
-    model: Name
-    image_size: Size
-    """S: images are squashed to S×S."""
-    layers: tuple[LayerName, ...]
-    norm: Name
-    weights: Name
-    weights_sha256: Name
-    licence: str
 
 
 class FittedOn(Record):
@@ -35,28 +23,6 @@ class FittedOn(Record):
     """Normal images of the target in the bank; 0: there is none."""
     supervision: Name
     """In words."""
-
-
-class ThresholdsCard(Record):
-    """What decides."""
-
-    image: Threshold | None
-    pixel: Threshold | None
-    """Not in the graph: a map's pixel is anomalous above it."""
-    method: Method | None
-    """Of the calibration; None: set by hand, or there are none."""
-    calibration: Name
-    """Its fingerprint."""
-    made: date | None
-    valid_until: date | None
-
-
-class Agreed(Record):
-    """How far a file's graph was from PyTorch, at most."""
-
-    images: Count
-    map: float
-    score: float
 
 
 class FileCard(Record):
@@ -85,13 +51,25 @@ class Card(Record):
     exif: bool
     """Images are turned as their EXIF orientation says."""
     fitted_on: FittedOn
-    backbone: BackboneCard
-    thresholds: ThresholdsCard
+    backbone: BackboneSpec
+    """The detector's own, perhaps in bfloat16."""
+    precision: Literal["float32"] = "float32"
+    """In which the graphs compute, and `predict` that they were held to."""
+    image_threshold: Threshold | None
+    pixel_threshold: Threshold | None
+    """Not in the graph: a map's pixel is anomalous above it."""
+    calibration: Calibration | None
+    """Where the thresholds are from; None: they were set by hand, or there are none."""
     licences: tuple[str, ...]
-    agreement: dict[Name, Agreed]
+    agreement: dict[Name, Agreement]
     """Format → against `predict`, on made-up images."""
     files: dict[Name, FileCard]
     versions: dict[Name, Name]
+
+    @property
+    def valid_until(self) -> str:
+        """The last day of the thresholds; empty if they have none."""
+        return str((self.calibration and self.calibration.valid_until) or "")
 
 
 def card_of(
@@ -128,18 +106,10 @@ def card_of(
             normals=bank.memory.images if bank else 0,
             supervision=predictor.supervision or ZERO_SHOT,
         ),
-        backbone=BackboneCard(
-            image_size=spec.preprocess.size,
-            **{key: getattr(spec, key) for key in BackboneCard.model_fields if key != "image_size"},
-        ),
-        thresholds=ThresholdsCard(
-            image=limits.image if limits else None,
-            pixel=limits.pixel if limits else None,
-            method=calibration.method if calibration else None,
-            calibration=calibration.fingerprint if calibration else "",
-            made=calibration.made if calibration else None,
-            valid_until=calibration.valid_until if calibration else None,
-        ),
+        backbone=spec,
+        image_threshold=limits.image if limits else None,
+        pixel_threshold=limits.pixel if limits else None,
+        calibration=calibration,
         licences=(spec.licence,) if predictor.alone else record.licences,
         agreement={},
         files={},
@@ -149,16 +119,16 @@ def card_of(
 
 def facts_of(card: Card) -> dict[str, str]:
     """What an ONNX file says of itself in its metadata."""
-    limits = card.thresholds
+    image, pixel = card.image_threshold, card.pixel_threshold
     return {
         "name": card.name,
         "detector": card.detector,
         "bank": card.bank or "",
         "exif": str(card.exif).lower(),
-        "threshold": repr(limits.image.value) if limits.image else "",
-        "threshold_says": limits.image.says if limits.image else "",
-        "pixel_threshold": repr(limits.pixel.value) if limits.pixel else "",
-        "valid_until": str(limits.valid_until or ""),
+        "threshold": repr(image.value) if image else "",
+        "threshold_says": image.says if image else "",
+        "pixel_threshold": repr(pixel.value) if pixel else "",
+        "valid_until": card.valid_until,
         "supervision": card.fitted_on.supervision,
         "licences": "\n".join(card.licences),
     }
@@ -166,41 +136,60 @@ def facts_of(card: Card) -> dict[str, str]:
 
 def in_words(card: Card) -> str:
     """card.md."""
-    backbone, fitted, limits = card.backbone, card.fitted_on, card.thresholds
-    by = "by hand" if limits.method is None else f"by {limits.method}, made {limits.made}"
-    lines = [
-        f"# {card.name}",
-        "",
-        "An anomaly detector, exported by spg-pipe. `python run.py IMAGE...` judges images, and",
-        "needs `pip install onnxruntime pillow` and nothing else. The graph takes `image`, uint8",
-        "(1, H, W, 3), RGB, of any size, and gives `map` (H, W) float32 in [0, 1] and `score` (1,)",
-        "float32" + (", and `decision` (1,) bool, true if anomalous." if limits.image else "."),
-        "A score is not a probability, and scores of two detectors must not be compared.",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| fitted on | {fitted.auxiliary}, {fitted.images:,} labelled images |",
-        f"| supervision | {fitted.supervision} |",
-        f"| backbone | {backbone.alias} ({backbone.model}) at {backbone.image_size} px, layers "
-        f"{', '.join(backbone.layers)}, {backbone.norm}-norm |",
-        f"| weights | {backbone.weights}, SHA-256 {backbone.weights_sha256} |",
-        f"| rule | {card.rule}, protocol {card.protocol}, seed {card.seed} |",
-        f"| detector | {card.detector} |",
+    decides = ", and `decision` (1,) bool, true if anomalous." if card.image_threshold else "."
+    return "\n".join(
+        [
+            f"# {_escaped(card.name)}",
+            "",
+            "An anomaly detector, exported by spg-pipe. `python run.py IMAGE...` judges images, and"
+            " needs `pip install onnxruntime pillow` and nothing else. The graph takes `image`, "
+            "uint8 (1, H, W, 3), RGB, of any size, and gives `map` (H, W) float32 in [0, 1] and "
+            f"`score` (1,) float32{decides} A score is not a probability, and scores of two "
+            "detectors must not be compared.",
+            "",
+            "| | |",
+            "|---|---|",
+            *(f"| {_escaped(what)} | {_escaped(said)} |" for what, said in _rows(card)),
+        ]
+    )
+
+
+def _rows(card: Card) -> list[tuple[str, str]]:
+    """Of card.md's table."""
+    spec, fitted, made = card.backbone, card.fitted_on, card.calibration
+    by = f"by {made.method}, made {made.made}" if made else "by hand"
+    limits = {"anomalous score": card.image_threshold, "anomalous pixel": card.pixel_threshold}
+    return [
+        ("fitted on", f"{fitted.auxiliary}, {fitted.images:,} labelled images"),
+        ("supervision", fitted.supervision),
+        ("backbone", f"{spec.seen_at} ({spec.model}), {', '.join(spec.layers)}, {spec.norm}-norm"),
+        ("precision of the graph", card.precision),
+        ("weights", f"{spec.weights}, SHA-256 {spec.weights_sha256}"),
+        ("rule", f"{card.rule}, protocol {card.protocol}, seed {card.seed}"),
+        ("detector", card.detector),
+        *[("bank", f"{card.bank}, {fitted.normals} normal images")] * bool(card.bank),
+        *(
+            (what, f"above {limit.value:.6g}, {by}: {limit.says}" if limit else "no threshold")
+            for what, limit in limits.items()
+        ),
+        *[("holds until", card.valid_until)] * bool(card.valid_until),
+        *(("licence", licence) for licence in card.licences),
+        *(
+            (
+                f"{form} beside PyTorch",
+                f"maps within {each.map:.1e}, scores within {each.score:.1e}, on {each.images} "
+                "made-up images",
+            )
+            for form, each in card.agreement.items()
+        ),
+        *(
+            (name, f"{each.bytes / 1e6:.1f} MB, SHA-256 {each.sha256}")
+            for name, each in card.files.items()
+        ),
+        ("made with", ", ".join(" ".join(each) for each in card.versions.items())),
     ]
-    lines += [f"| bank | {card.bank}, {fitted.normals} normal images |"] if card.bank else []
-    for what, limit in (("score", limits.image), ("pixel", limits.pixel)):
-        said = f"above {limit.value:.6g}, {by}: {limit.says}" if limit else "no threshold"
-        lines.append(f"| anomalous {what} | {said} |")
-    lines += [f"| holds until | {limits.valid_until} |"] if limits.valid_until else []
-    lines += [f"| licence | {one} |" for one in card.licences]
-    for name, each in card.agreement.items():
-        lines.append(
-            f"| {name} beside PyTorch | maps within {each.map:.1e}, scores within {each.score:.1e},"
-            f" on {each.images} made-up images |"
-        )
-    lines += [
-        f"| {name} | {each.bytes / 1e6:.1f} MB, SHA-256 {each.sha256} |"
-        for name, each in card.files.items()
-    ]
-    told = ", ".join(f"{name} {version}" for name, version in card.versions.items())
-    return "\n".join([*lines, f"| made with | {told} |"])
+
+
+def _escaped(text: str) -> str:
+    """Without what ends a cell or begins a tag in Markdown."""
+    return one_line(text).replace("|", "\\|").replace("<", "\\<")

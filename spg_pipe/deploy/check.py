@@ -1,11 +1,11 @@
 """Whether an exported graph says what `predict` says, on made-up images."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from spg_pipe.artefacts.record import Count, Record
 from spg_pipe.deploy.formats import Judge
 from spg_pipe.errors import SpgError
 from spg_pipe.predict.predictor import Predictor
@@ -15,10 +15,10 @@ MOST = 1e-4
 """Of maps, and of scores where these are below 1 (above: of their size)."""
 
 
-class Agreement(NamedTuple):
+class Agreement(Record):
     """How far a graph is from `predict` at most."""
 
-    images: int
+    images: Count
     map: float
     score: float
 
@@ -48,18 +48,21 @@ def require_agreement(
 
     An `SpgError` if a map or a score differs by more than `MOST`.
     """
-    maps, scores = [0.0], [0.0]
+    in_maps, in_scores = [0.0], [0.0]
     for image, (anomaly_map, score) in zip(made_up(size), expected, strict=True):
-        found, given = judge(image)[:2]
-        if found.shape != anomaly_map.shape:
-            raise SpgError(f"{what} gives a map of {found.shape}, expected {anomaly_map.shape}.")
-        maps.append(float(np.abs(found - anomaly_map).max()))
-        scores.append(abs(float(given[0]) - score) / max(1.0, abs(score)))
-    agreement = Agreement(len(expected), float(np.max(maps)), float(np.max(scores)))
-    if not (agreement.map <= MOST and agreement.score <= MOST):  # also catches NaN
+        graph_map, graph_score = judge(image)[:2]
+        if graph_map.shape != anomaly_map.shape:
+            raise SpgError(
+                f"{what} gives a map of {graph_map.shape}, expected {anomaly_map.shape}. Nothing "
+                "was written. Update the runtime, or leave this format out."
+            )
+        in_maps.append(float(np.abs(graph_map - anomaly_map).max()))
+        in_scores.append(abs(float(graph_score[0]) - score) / max(1.0, abs(score)))
+    of_maps, of_scores = float(np.max(in_maps)), float(np.max(in_scores))
+    if not (of_maps <= MOST and of_scores <= MOST):  # also catches NaN
         raise SpgError(
-            f"{what} differs from `predict` by {agreement.map:.2g} in maps and "
-            f"{agreement.score:.2g} in scores, and at most {MOST:g} is allowed. Nothing was "
-            "written. Update the runtime, or leave this format out."
+            f"{what} differs from `predict` by {of_maps:.2g} in maps and {of_scores:.2g} in "
+            f"scores, and at most {MOST:g} is allowed. Nothing was written. Update the runtime, or "
+            "leave this format out."
         )
-    return agreement
+    return Agreement(images=len(expected), map=of_maps, score=of_scores)

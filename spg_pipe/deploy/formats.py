@@ -9,7 +9,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from spg_pipe.deploy.graph import OUTPUTS, Graph
+from spg_pipe.backbones.openvino_engine import import_openvino
+from spg_pipe.deploy.graph import OUTPUTS
+from spg_pipe.deploy.resize import largest_side
 from spg_pipe.errors import SpgError
 
 Format = Literal["onnx", "openvino", "torch"]
@@ -17,19 +19,17 @@ Judge = Callable[[np.ndarray], list[np.ndarray]]
 """(H, W, 3) uint8 → `OUTPUTS`."""
 ONNX, OPENVINO, TORCH = "model.onnx", "openvino/model.xml", "model.pt2"
 OPSET = 18
-_LARGEST = 65_536
-"""Pixels of a side that the graph takes."""
 _MOST_BYTES = 1_900_000_000
 """Of weights in one ONNX file: protocol buffers end at 2 GiB."""
 
 
-def traced(graph: Graph) -> Any:
-    """The graph as a program without Python (`torch.export.ExportedProgram`), of any H and W.
+def traced(graph: torch.nn.Module, size: int) -> Any:
+    """The graph of a backbone of S×S as a program without Python (`torch.export.ExportedProgram`).
 
-    An `SpgError` if PyTorch cannot trace the backbone.
+    H and W are any up to `largest_side`. An `SpgError` if PyTorch cannot trace the backbone.
     """
     sides = {
-        1 + number: torch.export.Dim(name, min=1, max=_LARGEST)
+        1 + number: torch.export.Dim(name, min=1, max=largest_side(size))
         for number, name in enumerate(("height", "width"))
     }
     example = torch.zeros(1, 320, 400, 3, dtype=torch.uint8)
@@ -63,16 +63,15 @@ def write_onnx(program: Any, outputs: int, path: Path, facts: Mapping[str, str])
     (image,) = model.graph.inputs
     image.shape = onnx_ir.Shape([1, "height", "width", 3])
     model.graph.outputs[0].shape = onnx_ir.Shape(["height", "width"])
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values())
+    weights = [value.const_value for value in model.graph.initializers.values()]
+    size = sum(int(each.nbytes) for each in weights if each is not None)
     made.save(path, external_data=size > _MOST_BYTES)
 
 
 def write_openvino(source: Path, path: Path) -> None:
     """Turn an ONNX file into OpenVINO's two, in float32; an `SpgError` if the extra is missing."""
     _require("openvino", "openvino")
-    import openvino
-
-    # `convert_model` would ask openvino-telemetry; what reads files asks nobody.
+    openvino = import_openvino()
     model = openvino.Core().read_model(source)
     path.parent.mkdir(parents=True, exist_ok=True)
     openvino.save_model(model, path, compress_to_fp16=False)
@@ -95,13 +94,12 @@ def read_onnx(path: Path) -> Judge:
 
 def read_openvino(path: Path) -> Judge:
     """OpenVINO's files on the CPU, in float32 also where it would take bfloat16."""
-    import openvino
-
+    openvino = import_openvino()
     model = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
     def judge(image: np.ndarray) -> list[np.ndarray]:
-        found = model([image[None]])
-        return [found[number].copy() for number in range(len(model.outputs))]
+        outputs = model([image[None]])
+        return [outputs[number].copy() for number in range(len(model.outputs))]
 
     return judge
 

@@ -29,7 +29,7 @@ class Graph(nn.Module):
     Parameters
     ----------
     predictor : Predictor
-        On the CPU, without tiles.
+        On the CPU, without tiles, in float32.
     threshold : float, optional
         An image is anomalous if its score is above it.
     """
@@ -89,7 +89,7 @@ class Graph(nn.Module):
             return odds, score
         away, top = self._away(bank, tokens)
         fused = {
-            layer: confirmed(each, odds[layer], footing.levels[layer])
+            layer: confirmed(each, odds[layer], *footing.levels[layer])
             for layer, each in away.items()
         }
         return fused, score + footing.weight * top
@@ -140,7 +140,7 @@ def self_distance(coordinates: Tensor, grid: tuple[int, int], kept: Tensor | Non
 
 def _image_values(decision: Decision, parts: dict[str, Components]) -> dict[str, Tensor]:
     """`Decision.image_values`, each (1,) float64."""
-    found: dict[str, list[Tensor]] = {}
+    standard: dict[str, list[Tensor]] = {}
     for layer, raw in parts.items():
         values = {"self_distance": _top_mean(raw.self_distance, decision.top_share)}
         if raw.detection is not None:
@@ -148,8 +148,8 @@ def _image_values(decision: Decision, parts: dict[str, Components]) -> dict[str,
         for name, value in values.items():
             scale = decision.scales[layer].get(f"image_{name}")
             if scale is not None:
-                found.setdefault(name, []).append((value - scale.mean) / scale.deviation)
-    return {name: torch.stack(each).mean(dim=0) for name, each in found.items()}
+                standard.setdefault(name, []).append((value - scale.mean) / scale.deviation)
+    return {name: torch.stack(each).mean(dim=0) for name, each in standard.items()}
 
 
 def _mean_map(patches: dict[str, Tensor], size: int, at: int) -> Tensor:

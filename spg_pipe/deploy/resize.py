@@ -16,8 +16,8 @@ from spg_pipe.images.preprocess import Preprocess
 PRECISION = 22
 """Bits of Pillow's weights (PRECISION_BITS)."""
 _LOW = 128
-"""A weight is high · 128 + low: sums of 255 · low over 1,000 pixels, and of 255 · high over all of
-an output, stay below 2²⁴."""
+"""A weight is high · 128 + low, where |low| ≤ 64: sums of 255 · low over 1,028 pixels, and of
+255 · high over all of an output, stay below 2²⁴."""
 _COARSE = 2.0**11
 """Sums of multiples of its inverse are exact."""
 
@@ -29,13 +29,18 @@ class _Pair(NamedTuple):
     low: Tensor
 
 
+def largest_side(size: int) -> int:
+    """Pixels of a side for which `resized` to S×S is exact: an output is of 1,025 at most."""
+    return min(65_536, 256 * size)
+
+
 def resized(image: Tensor, spec: Preprocess) -> Tensor:
     """As `images.preprocess.preprocess`, in a graph.
 
     Parameters
     ----------
     image : (1, H, W, 3) uint8
-        H and W may be symbols.
+        H and W may be symbols, up to `largest_side`.
 
     Returns
     -------
@@ -79,8 +84,8 @@ def axis_shares(pixels: int, spec: Preprocess) -> tuple[Tensor, _Pair, _Pair]:
     places = first[:, None] + torch.arange(2 * reach + 1)
     away = ((2 * places + 1) * size - centres[:, None]).abs().float()
     # Twice the larger of both sizes: what the filter calls 1.
-    one = torch.maximum(torch.full((1,), 2.0 * size), torch.arange(pixels, pixels + 1).float() * 2)
-    share = _filter(_ratio(away, one), spec.interpolation)
+    unit = torch.maximum(torch.full((1,), 2.0 * size), torch.arange(pixels, pixels + 1).float() * 2)
+    share = _filter(_ratio(away, unit), spec.interpolation)
     inside = ((places >= 0) & (places < pixels)).float()
     share = _Pair(share.high * inside, share.low * inside)
     coarse = (share.high * _COARSE).round() / _COARSE
@@ -145,8 +150,8 @@ def _dense(first: Tensor, weights: Tensor, pixels: int) -> Tensor:
     """(S, T) of pixels from `first` (S,) on → (S, pixels)."""
     places = torch.arange(pixels)[None] - first[:, None]
     last = weights.shape[1] - 1
-    found = weights.gather(1, places.clamp(min=0).clamp(max=last))
-    return found * ((places >= 0) & (places <= last)).float()
+    nearest = weights.gather(1, places.clamp(min=0).clamp(max=last))
+    return nearest * ((places >= 0) & (places <= last)).float()
 
 
 def _ratio(a: Tensor, b: Tensor) -> _Pair:

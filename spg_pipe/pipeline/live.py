@@ -21,11 +21,13 @@ _SECONDS = 1.0
 def live_curve(run: RecipeRun, artefact: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """Where to tell each row of an artefact's curve: it is shown at once, where somebody can look.
 
-    That is in the folder of a DVC project with the extra `track`; elsewhere nothing is written.
+    That is in the folder of a DVC project, of artefacts in it, with the extra `track`; elsewhere
+    nothing is written.
     The files lie in `dvclive/`, beside `artifacts/` and with the same names below. Whatever DVCLive
     raises ends the live curve, which is said once, and not the training.
     """
-    if not Path(".dvc").is_dir() or find_spec("dvclive") is None:
+    elsewhere = run.params.artifacts.is_absolute() or not Path(".dvc").is_dir()
+    if elsewhere or find_spec("dvclive") is None:
         yield lambda row: None
         return
     from dvclive import Live

@@ -55,6 +55,8 @@ class Ask:
     weights: Path | None = None
     """A file of the backbone's weights."""
     device: str = "auto"
+    exact: bool = False
+    """See `load_predictor`."""
     tiles: Sequence[int] = ()
     """See `load_predictor`."""
     viewing: Viewing = field(default_factory=Viewing)
@@ -239,14 +241,8 @@ def _draw_highest(
     kinds = {OVERLAYS: ask.overlays, EXPLAINED: ask.pictures if ask.explained else 0}
     for kind, most in kinds.items():
         items = [top.item for top in summary.top(most or 0) if top.item]
-        only = Finish(
-            how.predictor,
-            how.out,
-            folder.draw,
-            how.limits,
-            overlays=kind == OVERLAYS,
-            explained=kind == EXPLAINED,
-        )
+        whose = (how.predictor, how.out, folder.draw, how.limits)
+        only = Finish(*whose, overlays=kind == OVERLAYS, explained=kind == EXPLAINED)
         for _ in judged(items, then=partial(finish, how=only)):
             pass  # drawn
 
@@ -269,7 +265,9 @@ def ready(ask: Ask, console: Console) -> Ready:
     notes = tuple(dict.fromkeys([*items.notes, *of_normals, *file_notes(seen, peak)]))
     for note in notes:
         console.say(f"Note: {note}")
-    predictor = load_predictor(detector, ask.tiles, ask.weights, device, console.announce)
+    predictor = load_predictor(
+        detector, ask.tiles, ask.weights, device, console.announce, exact=ask.exact
+    )
     # A bank alone uses the backbone and no more of a detector.
     licences = (predictor.backbone.spec.licence,) if ask.alone else detector.record.licences
     what = "the backbone's weights" if ask.alone else "what this detector was made from"

@@ -8,7 +8,6 @@ from spg_pipe.deploy.serving.bounds import MILLION, Bounds
 from spg_pipe.errors import SpgError, UsageError, one_line
 from spg_pipe.images.decoding import LIMIT, pixel_limit
 from spg_pipe.pipeline.console import Console
-from spg_pipe.pipeline.decide import Decider
 from spg_pipe.pipeline.predict import Ask, deciding
 from spg_pipe.predict.finish import Finish
 from spg_pipe.predict.items import Item
@@ -60,22 +59,23 @@ def serve(
         how = Finish(predictor, Path(), limits=decider.limits, overlays=False, explained=False)
         counts = Counts()
 
-        def told(item: Item, line: Line) -> None:
+        def on_judged(item: Item, line: Line) -> None:
             counts.judged(line)
             if decider.warns(item.group, line.score if isinstance(line, Result) else None):
                 counts.drift.inc()
                 console.announce(decider.warning(item.name))
 
-        def said() -> None:
+        def on_ready() -> None:
             console.say(record.facts)
             console.say(one_line(f"{name} is served at {address_of(listening)}, until Ctrl-C."))
 
-        waiting = Waiting(how, reading, bounds.images, told)
-        run(Service(name, waiting, _decides(decider), bounds, counts), listening, said)
-
-
-def _decides(decider: Decider) -> bool:
-    """Whether there is a threshold of scores."""
-    if made := decider.calibration:
-        return any(limits.image for limits in made.groups.values())
-    return decider.how.threshold is not None
+        made, decides = decider.calibration, decider.how.threshold is not None
+        service = Service(
+            name,
+            Waiting(how, reading, bounds.images, on_judged),
+            any(limits.image for limits in made.groups.values()) if made else decides,
+            bounds,
+            counts,
+            valid_until=made.valid_until if made else None,
+        )
+        run(service, listening, on_ready)

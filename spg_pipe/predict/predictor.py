@@ -137,6 +137,8 @@ def load_predictor(
     weights: Path | None,
     device: str,
     say: Callable[[str], None],
+    *,
+    exact: bool = False,
 ) -> Predictor:
     """A detector with its backbone.
 
@@ -147,7 +149,13 @@ def load_predictor(
         images are taken whole.
     weights : Path, optional
         A file of the backbone's weights.
-    An `SpgError` if the backbone cannot be loaded or is not the detector's, or a side does not fit.
+    exact : bool
+        The backbone computes in float32, whatever precision the detector allows.
+
+    Raises
+    ------
+    SpgError
+        If the backbone cannot be loaded or is not the detector's, or a side does not fit.
     """
     spec = detector.record.backbone
     if tiles:
@@ -159,11 +167,10 @@ def load_predictor(
         norm=spec.norm,
         protocol=detector.record.protocol.name,
         weights=weights,
-        precision=spec.precision,
         device=device,
         say=say,
     )
-    backbone: Backbone = with_precision(network, spec.precision, device, say)
+    backbone: Backbone = with_precision(network, spec.precision, device, say, exact=exact)
     if tiles:
         backbone = tiled(backbone, tiles, at_once=inputs_at_once(spec, BATCH, device))
     return Predictor(detector, backbone, device)

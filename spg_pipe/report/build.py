@@ -93,7 +93,6 @@ def build_report(
         write_assets(folder)
         curves = _curves(directions, list(auxiliaries.values()))
         write_curves(folder / "curves", curves)
-        (folder / "maps").mkdir()
         for way in directions:
             files = direction.write_images(
                 way, rows[way.name], folder / way.name / IMAGES, lambda: progress(next(done), total)
@@ -152,6 +151,7 @@ def _with_examples(
     """A gallery whose images have their files; those of its examples' atoms are written."""
     source, shown, run = atoms.source_of(paths, way), {}, way.runs[0]
     names: set[str] = set()
+    (folder / "maps").mkdir(exist_ok=True)
     for category, some in chosen.items():
         why = atoms.why(source, category, [each.image for each in some])
         shown[category] = [

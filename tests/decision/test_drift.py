@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
+from spg_pipe.decision import drift as drift_module
 from spg_pipe.decision.drift import Drift, after_bets, smoothed_rank
 from spg_pipe.decision.thresholds import conformal_threshold
 
@@ -82,6 +83,37 @@ def test_after_a_warning_the_evidence_begins_anew() -> None:
     numbers = [number for number in range(200) if drift.warns(1.5 + number / 1000)]
     assert len(numbers) >= 2
     assert drift.level < 100
+
+
+def test_after_so_many_images_all_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drift_module, "ANEW_IMAGES", 50)
+    among = list[int]()
+
+    def counted(scores: list[float], score: float, chance: float) -> float:
+        among.append(len(scores))
+        return smoothed_rank(scores, score, chance)
+
+    monkeypatch.setattr(drift_module, "smoothed_rank", counted)
+    drift = Drift(np.linspace(0, 1, 20), 2.0, 10**9)
+    levels = []
+    for number in range(120):
+        drift.warns(1.5 + number / 1000)
+        levels.append(drift.level)
+    assert among == [*range(20, 70), *range(20, 70), *range(20, 40)]
+    assert levels[49] > 1000
+    assert levels[50] == pytest.approx(levels[0], rel=0.5)
+
+
+@pytest.mark.parametrize("normal", [19, 100])
+def test_beginning_anew_makes_false_warnings_no_more_frequent(
+    normal: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drift_module, "ANEW_IMAGES", 100)
+    generator, warnings = np.random.default_rng(5), []
+    for _ in range(300):
+        drift = Drift(*calibrated(generator, normal), 50)
+        warnings.append(sum(drift.warns(generator.normal()) for _ in range(500)))
+    assert 0 < np.mean(warnings) < 500 / 50 + 2 * np.std(warnings) / np.sqrt(300)
 
 
 def test_the_same_scores_give_the_same_evidence() -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 import httpx
@@ -80,6 +81,7 @@ def served(
     bounds: Bounds | None = None,
     threshold: float | None = 0.5,
     name: str = "tiny",
+    valid_until: date | None = None,
 ) -> Iterator[Server]:
     """A server of a detector with the tiny backbone."""
     gate, counts, bounds = Gate(), Counts(), bounds or Bounds()
@@ -88,8 +90,10 @@ def served(
     how = Finish(
         Predictor(detector, gate), Path(), limits=lambda _: limits, overlays=False, explained=False
     )
-    waiting = Waiting(how, Reading(strict_white=True), bounds.images, lambda _, line: counts.judged(line))
-    service = Service(name, waiting, threshold is not None, bounds, counts)
+    waiting = Waiting(
+        how, Reading(strict_white=True), bounds.images, lambda _, line: counts.judged(line)
+    )
+    service = Service(name, waiting, threshold is not None, bounds, counts, valid_until=valid_until)
     listening, begun = bound_socket("127.0.0.1", 0), threading.Event()
     thread = threading.Thread(target=run, args=(service, listening, begun.set))
     thread.start()

@@ -41,7 +41,8 @@ class Tokens(nn.Module):
 def require_exported(backbone: Backbone, path: Path) -> None:
     """Tokens of an upright and a wide image are PyTorch's."""
     layers = len(backbone.spec.layers)
-    formats.write_onnx(formats.traced(Tokens(backbone)), layers, path, {})
+    program = formats.traced(Tokens(backbone), backbone.spec.preprocess.size)
+    formats.write_onnx(program, layers, path, {})
     runtimes = [formats.read_onnx(path), formats.read_openvino(path)]
     for shape in ((130, 40), (30, 90)):
         image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import struct
 import subprocess
 import sys
-from datetime import date
+import zlib
+from datetime import date, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,9 +21,9 @@ from PIL import Image
 from tiny import TinyBackbone, photograph
 
 from spg_pipe.cli.main import app
-from spg_pipe.decision.calibration import Calibration, Judging, by_hand
-from spg_pipe.deploy import check, formats
-from spg_pipe.deploy.check import Agreement, made_up, predicted, require_agreement
+from spg_pipe.deploy import check, formats, runner
+from spg_pipe.deploy.card import card_of, in_words
+from spg_pipe.deploy.check import made_up, predicted, require_agreement
 from spg_pipe.deploy.export import export
 from spg_pipe.deploy.runner import ENDINGS
 from spg_pipe.errors import SpgError
@@ -33,13 +36,6 @@ THRESHOLD = 0.5
 
 def command(*words: object) -> int:
     return exit_code(lambda: app(["export", *map(str, words), "--quiet"]))
-
-
-@pytest.fixture(scope="module")
-def detector(predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("detectors") / "bolts"
-    predictor.detector.save(path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +114,9 @@ def test_the_card_says_what_it_is_and_the_digests_are_those_of_the_files(
     said, record = card(out), predictor.detector.record
     assert said["licences"] == list(record.licences)
     assert said["fitted_on"]["auxiliary"] == "parts/test"
-    assert said["thresholds"]["image"] == {"value": 0.5, "says": "set by hand"}
+    assert said["image_threshold"] == {"value": 0.5, "says": "set by hand"}
+    assert said["calibration"] is None
+    assert said["precision"] == "float32"
     assert set(said["agreement"]) == {"onnx", "openvino", "torch"}
     assert all(each["map"] <= check.MOST for each in said["agreement"].values())
     for name, each in said["files"].items():
@@ -139,6 +137,8 @@ def test_the_runner_needs_two_packages_and_gives_a_line_an_image(
     exif[0x0112] = 6
     turned.save(tmp_path / "in" / "b.png", exif=exif)
     Image.fromarray(np.full((9, 9), 7, np.uint16)).save(tmp_path / "in" / "deep.png")
+    (tmp_path / "in" / "deep_alpha.png").write_bytes(png_of(9, 9, depth=16, colour=4))
+    (tmp_path / "in" / "huge.png").write_bytes(png_of(20_000, 20_000, depth=8, colour=0))
     (tmp_path / "in" / "notes.txt").write_text("no image")
     script = "import sys; sys.modules['torch'] = sys.modules['spg_pipe'] = None; import runpy; "
     script += "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -149,8 +149,8 @@ def test_the_runner_needs_two_packages_and_gives_a_line_an_image(
         text=True,
         check=False,
     )
-    assert done.returncode == 1  # deep.png
-    first, second, deep = map(json.loads, done.stdout.splitlines())
+    assert done.returncode == 1  # of the others
+    first, second, deep, deep_alpha, huge = map(json.loads, done.stdout.splitlines())
     for line, name in ((first, "a"), (second, "b")):
         with Image.open(tmp_path / "in" / f"{name}.png") as opened:
             pixels = np.asarray(opened)
@@ -163,17 +163,69 @@ def test_the_runner_needs_two_packages_and_gives_a_line_an_image(
         written = np.asarray(Image.open(line["map"])) / 65535
         np.testing.assert_allclose(written, anomaly_map, atol=2e-5)
     assert "more than 8 bits" in deep["error"]
+    assert "more than 8 bits" in deep_alpha["error"]
+    assert "decompression bomb" in huge["error"]
+
+
+def png_of(width: int, height: int, *, depth: int, colour: int) -> bytes:
+    """A PNG with a row of zeros, whatever size its header says."""
+    row = zlib.compress(bytes(1 + width * depth // 8 * (1 + colour // 4)) * min(height, 9))
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", row), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )
+
+
+class _Model:
+    """What the runner asks of a session: a score and a decision, which hold until a day."""
+
+    def __init__(self, valid_until: str) -> None:
+        self.facts = {"exif": "false", "valid_until": valid_until}
+
+    def get_modelmeta(self) -> Any:
+        return SimpleNamespace(custom_metadata_map=self.facts)
+
+    def get_outputs(self) -> list[Any]:
+        return [SimpleNamespace(name=name) for name in ("map", "score", "decision")]
+
+    def run(self, _: Any, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        return [np.zeros(feeds["image"].shape[1:3], np.float32), np.ones(1), np.array([True])]
+
+
+@pytest.mark.parametrize(("days", "code"), [(-1, 1), (0, 0), (None, 0)])
+def test_the_runner_decides_nothing_after_the_last_day(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    days: int | None,
+    code: int,
+) -> None:
+    last_day = "" if days is None else str(date.today() + timedelta(days=days))
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_: _Model(last_day))
+    monkeypatch.setattr("sys.argv", ["run.py", str(photograph(tmp_path / "a.png"))])
+    assert runner.main() == code
+    said = capsys.readouterr()
+    assert json.loads(said.out)["decision"] == (None if code else "anomalous")
+    assert (f"held until {last_day}" in said.err) == bool(code)
 
 
 def test_the_runner_fits_a_screen_and_imports_nothing_else() -> None:
     source = Path(formats.__file__).with_name("runner.py").read_text()
-    assert len(source.splitlines()) <= 60
+    assert len(source.splitlines()) <= 75
     found = {
         (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name)
         for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.Import | ast.ImportFrom)
     }
-    assert found == {"argparse", "json", "pathlib", "numpy", "onnxruntime", "PIL"}
+    assert found == {
+        *("argparse", "datetime", "json", "pathlib", "sys"),
+        *("numpy", "onnxruntime", "PIL"),
+    }
     assert ".png" in ENDINGS
 
 
@@ -188,7 +240,8 @@ def test_what_differs_is_refused_and_nothing_is_left(
         return [anomaly_map + np.float32(by), np.float32([score])]
 
     agreed = require_agreement(lambda image: judge(image, 5e-5), expected, size, "onnx")
-    assert agreed == Agreement(5, pytest.approx(5e-5, abs=1e-6), pytest.approx(0, abs=1e-6))
+    assert agreed.images == 5
+    assert (agreed.map, agreed.score) == (pytest.approx(5e-5, abs=1e-6), pytest.approx(0, abs=1e-6))
     with pytest.raises(SpgError, match=r"onnx differs from `predict` by 0\.0002 in maps"):
         require_agreement(lambda image: judge(image, 2e-4), expected, size, "onnx")
     with pytest.raises(SpgError, match="differs"):
@@ -202,34 +255,26 @@ def test_what_differs_is_refused_and_nothing_is_left(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_of_other_files_is_not_replaced(
-    detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "mine.txt").write_text("mine")
-    assert command(detector, tmp_path) == 1
-    assert "holds other files than an export" in capsys.readouterr().err
+def test_words_of_a_card_stay_in_their_cells(predictor: Predictor) -> None:
+    changes = {"licences": ("MIT\n# <b>",), "versions": {"x|y": "1"}}
+    card = card_of("a|b <c>", predictor, None, None).model_copy(update=changes)
+    lines = in_words(card).splitlines()
+    assert lines[0] == r"# a\|b \<c>"
+    assert lines[-2:] == [r"| licence | MIT\n# \<b> |", r"| made with | x\|y 1 |"]
 
 
-def test_thresholds_of_single_folders_are_refused(
-    detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    made = Calibration(
-        judging=Judging(detector="0"),
-        method="manual",
-        false_alarms=None,
-        confidence=None,
-        recall=None,
-        by_folder=True,
-        groups={"left": by_hand(1.0, None)},
-        notes=(),
-        made=date(2026, 1, 1),
-        valid_until=None,
-        versions={},
+def test_openvino_tells_nobody_of_an_export(tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="did not run: the extra openvino is not installed")
+    code = (
+        "import sys; from pathlib import Path; from contextlib import suppress\n"
+        "from spg_pipe.deploy import formats\n"
+        "with suppress(Exception): formats.{}\n"
+        "assert 'openvino' in sys.modules; print(sys.modules['openvino_telemetry'])"
     )
-    made.sealed().save(tmp_path / "made.json")
-    assert command(detector, tmp_path / "out", "--calibration", tmp_path / "made.json") == 1
-    assert "a graph knows no folders" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    for call in ("write_openvino(Path('a.onnx'), Path('a.xml'))", "read_openvino(Path('a.xml'))"):
+        words = [sys.executable, "-c", code.format(call)]
+        done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path)
+        assert done.stdout == "None\n"
 
 
 def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -83,7 +83,8 @@ def test_other_rules_and_a_bank_run_in_onnx_runtime_too(
         judging = Predictor(replace(tiny_detector, record=record), TinyBackbone())
     else:
         judging = with_bank(predictor)
-    formats.write_onnx(formats.traced(Graph(judging, 0.4)), 3, tmp_path / "model.onnx", {})
+    program = formats.traced(Graph(judging, 0.4), judging.backbone.spec.preprocess.size)
+    formats.write_onnx(program, 3, tmp_path / "model.onnx", {})
     judge = formats.read_onnx(tmp_path / "model.onnx")
     for shape in SHAPES:
         anomaly_map, score = predicted(judging, image_of(shape))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from spg_pipe.deploy.resize import resized
+from spg_pipe.deploy.resize import _LOW, axis_shares, largest_side, resized
 from spg_pipe.images.preprocess import Preprocess, preprocess
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -47,6 +47,14 @@ def test_large_and_flat_images_too(shape: tuple[int, int], interpolation: str) -
     image = pixels_of(*shape, 0, harsh=True)
     ours, pillows = both(image, Preprocess(64, "uint8", interpolation, MEAN, STD))  # type: ignore[arg-type]
     np.testing.assert_array_equal(ours, pillows)
+
+
+@pytest.mark.parametrize("size", [1, 16, 224, 256, 336])
+def test_sums_are_exact_up_to_the_largest_side(size: int) -> None:
+    spec = Preprocess(size, "uint8", "bicubic", MEAN, STD)
+    shares = axis_shares(largest_side(size), spec)[1]
+    pixels = int((shares.high != 0).sum(dim=1).max())
+    assert 255 * (_LOW // 2) * pixels < 2**24
 
 
 @given(sides, sides, st.sampled_from([16, 32, 224]), st.sampled_from(["bilinear", "bicubic"]))

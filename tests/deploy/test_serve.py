@@ -203,6 +203,7 @@ def test_the_page_loads_nothing_from_elsewhere_and_runs_no_inline_script(server:
         answer = server.client.get(file)
         assert answer.status_code == 200, file
         assert not re.search(r"https?://(?!www\.w3\.org)", answer.text), file
+    assert 'data-explain="true"' in page.text
     ids = set(re.findall(r'id="([\w-]+)"', page.text))
     wanted = set(re.findall(r'at\("([\w-]+)"\)', server.client.get("page.js").text))
     assert wanted <= ids
@@ -243,7 +244,7 @@ def test_what_breaks_off_is_answered_and_logged_and_the_next_image_is_judged(
     assert words in broken.json()["error"]
     assert ("retry-after" in broken.headers) == (status == 503)
     (record,) = caplog.records
-    assert record.exc_info and record.exc_info[1] is error
+    assert (record.exc_info or (None, None))[1] is error
     assert server.client.post("/predict", content=picture()).status_code == 200
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -20,14 +21,21 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
+from starlette.testclient import TestClient
 from tiny import TinyBackbone, write_folder
 
 from deploy.serving import Server, picture, served, until
 from spg_pipe.cli.main import app
+from spg_pipe.decision.calibration import Calibration
+from spg_pipe.deploy.serving.app import make_app
 from spg_pipe.deploy.serving.bounds import Bounds
+from spg_pipe.deploy.serving.service import Service
 from spg_pipe.detector.model import Detector
 from spg_pipe.pipeline.console import exit_code
 
+PLAIN = base64.b64decode(  # PNG, one pixel
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+)
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 from unittest import mock
@@ -100,6 +108,90 @@ def test_the_command_decides_as_predict_and_finishes_what_is_in_hand(
         assert process.stderr.read() == ""
 
 
+@pytest.fixture
+def asked(
+    called: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
+    """What `serve` says while a function asks what it would serve, without a socket."""
+
+    def asked(ask: Callable[[TestClient, Service], None], *words: object) -> str:
+        def run(service: Service, _: socket.socket, on_ready: Callable[[], None]) -> None:
+            service.waiting.start()
+            on_ready()
+            ask(TestClient(make_app(service)), service)
+            service.waiting.end(60)
+
+        monkeypatch.setattr("spg_pipe.deploy.serving.run.run", run)
+        code, _, said = called("serve", *words, "--port", 0)
+        assert code == 0, said
+        return said
+
+    return asked
+
+
+def test_each_group_is_decided_by_its_own_calibration_and_an_unknown_one_not_at_all(
+    tmp_path: Path, tiny_detector: Detector, called: Any, asked: Any
+) -> None:
+    detector, parts = tmp_path / "detector", write_folder(tmp_path / "parts", good=20)
+    tiny_detector.save(detector)
+    assert called("calibrate", detector, parts, "--by-folder", "--valid-days", 30)[0] == 0
+    made = Calibration.load(tmp_path / "detector-calibration.json")
+
+    def ask(client: TestClient, service: Service) -> None:
+        assert service.valid_until == made.valid_until
+        for group, limits in made.groups.items():
+            line = client.post("/predict", params={"group": group}, content=picture()).json()
+            assert limits.image
+            assert (line["threshold"], line["group"]) == (limits.image.value, group)
+        answer = client.post("/predict", params={"group": "screw"}, content=picture())
+        assert answer.status_code == 422
+        assert "no threshold for images of the folder screw" in answer.json()["error"]
+        tensor = {"name": "image", "shape": [1, 1, 3], "datatype": "UINT8", "data": [1, 2, 3]}
+        request = {"inputs": [tensor], "parameters": {"group": "screw"}}
+        answer = client.post("/v2/models/detector/infer", json=request)
+        assert (answer.status_code, "screw" in answer.json()["error"]) == (422, True)
+        counted = service.counts.registry.get_sample_value
+        assert counted("spg_images_total", {"decision": "unreadable"}) == 2
+
+    assert set(made.groups) == {"bolt", "nut"}
+    asked(ask, detector)
+
+
+def test_drift_is_counted_and_said(
+    tmp_path: Path, tiny_detector: Detector, called: Any, asked: Any
+) -> None:
+    detector, parts = tmp_path / "detector", write_folder(tmp_path / "parts", ("bolt",), good=20)
+    tiny_detector.save(detector)
+    limits = ("--method", "manual", "--threshold", "1e9")
+    assert called("calibrate", detector, parts / "bolt" / "good", *limits)[0] == 0
+
+    def ask(client: TestClient, service: Service) -> None:
+        for _ in range(60):  # one image again and again: all of them are at one end
+            assert client.post("/predict", content=PLAIN).status_code == 200
+        warnings.append(service.counts.registry.get_sample_value("spg_drift_warnings_total") or 0)
+
+    warnings = list[float]()
+    assert "Warning: drift." in asked(ask, detector, "--drift", 20)
+    assert "Warning" not in asked(ask, detector, "--drift", 0)
+    assert warnings[0] >= 1
+    assert warnings[1] == 0
+
+
+def test_a_bank_alone_explains_nothing_and_its_page_does_not_ask_for_it(
+    tmp_path: Path, tiny_detector: Detector, asked: Any
+) -> None:
+    detector, parts = tmp_path / "detector", write_folder(tmp_path / "parts", ("bolt",))
+    tiny_detector.save(detector)
+
+    def ask(client: TestClient, _: Service) -> None:
+        assert 'data-explain="false"' in client.get("/").text
+        answer = client.post("/predict", params={"explain": True}, content=picture())
+        assert (answer.status_code, "explained" in answer.json()["error"]) == (400, True)
+        assert client.post("/predict", content=picture()).status_code == 200
+
+    asked(ask, detector, "--normals", parts / "bolt" / "good", "--bank", "alone")
+
+
 def test_an_address_that_is_taken_is_an_error_that_names_it(
     tmp_path: Path, tiny_detector: Detector, called: Any
 ) -> None:
@@ -151,7 +243,7 @@ def server(tiny_detector: Detector) -> Iterator[Server]:
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", list(GenerationMode))
 def test_every_route_answers_as_it_documents_and_never_with_an_error_of_its_own(
-    server: Server, mode: GenerationMode
+    server: Server, mode: GenerationMode, caplog: pytest.LogCaptureFixture
 ) -> None:
     seen = set()
     schema = schemathesis.openapi.from_url(f"{server.url}openapi.json")
@@ -174,3 +266,4 @@ def test_every_route_answers_as_it_documents_and_never_with_an_error_of_its_own(
         except Unsatisfiable:  # a route that takes nothing cannot be given something wrong
             assert mode is GenerationMode.NEGATIVE
     assert ("/predict", 422) in seen
+    assert [record for record in caplog.records if record.exc_info] == []

@@ -11,6 +11,8 @@ import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import date
 from typing import Any
 
 import psutil
@@ -18,7 +20,8 @@ import pytest
 from PIL import Image
 
 from deploy.serving import Server, picture, pixels, served, until
-from spg_pipe.deploy.serving.bounds import Bounds
+from spg_pipe.deploy.serving import tensors
+from spg_pipe.deploy.serving.bounds import Bounds, RefusedError
 from spg_pipe.detector.model import Detector
 
 INFER = "/v2/models/tiny/infer"
@@ -234,7 +237,8 @@ def test_an_option_that_does_not_exist_is_a_422_that_names_it(server: Server) ->
         ({"data": [0, 1, 2, 3, 4, -1]}, ["-1", "0 to 255"]),
         ({"data": [0, 1, 2, 3, 4, 0.5]}, ["integers"]),
         ({"data": [0, 1, 2, 3, 4, 10**30]}, ["integers"]),
-        ({"data": [[1], [1, 2]]}, ["integers"]),
+        ({"data": [[1], [1, 2]]}, ["3 values", "6"]),
+        ({"data": [[1], 2]}, ["integers"]),
         ({"data": ["a"] * 6}, ["integers"]),
         ({"data": {"a": 1}}, ["integers"]),
         ({"data": []}, ["integers"]),
@@ -262,6 +266,9 @@ def test_a_shape_of_too_many_pixels_is_refused_whatever_the_data(server: Server)
         ("null", "object"),
         ('{"inputs": []}', "inputs"),
         ('{"inputs": [1]}', "inputs"),
+        (json.dumps({"inputs": [TINY], "outputs": [{"name": "score"}] * 2}), "twice"),
+        (json.dumps({"inputs": [TINY], "parameters": {"binary_data_output": "false"}}), "'false'"),
+        (json.dumps({"inputs": [TINY], "parameters": {str(i): 1 for i in range(17)}}), "17 param"),
         ('{"inputs": %s}' % ("[" * 5000 + "]" * 5000), "JSON"),
         (json.dumps({"inputs": [TINY | {"data": [float("nan")] * 6}]}), "integers"),
         ("\xff", "JSON"),
@@ -277,7 +284,7 @@ def test_two_inputs_or_an_unknown_output_are_a_400(server: Server) -> None:
     refused(server, 400, "'heat'", "map, score, decision", path=INFER, json=asked)
 
 
-@pytest.mark.parametrize("header", ["0", "-5", "x", "99999999999", "²", "1e3"])
+@pytest.mark.parametrize("header", ["0", "-5", "x", "99999999999", "9" * 5000, "²", "1e3"])
 def test_a_wrong_length_of_the_json_is_a_400(server: Server, header: str) -> None:
     headers = {b"Inference-Header-Content-Length": header.encode("utf-8")}
     refused(server, 400, "Inference-Header", path=INFER, content=b"{}", headers=headers)
@@ -294,6 +301,36 @@ def test_binary_data_must_have_the_size_that_is_stated(server: Server) -> None:
         refused(server, 400, word, path=INFER, content=content, headers=headers)
     both = TINY | {"parameters": {"binary_data_size": 6}}
     refused(server, 400, "binary_data_size", path=INFER, json={"inputs": [both]})
+
+
+def test_long_json_is_refused_and_an_image_belongs_behind_it(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spg_pipe.deploy.serving.tensors.JSON_BYTES", 150)
+    long = json.dumps({"inputs": [TINY], "id": "x" * 100}).encode()
+    refused(server, 413, f"{len(long)} bytes", "150", "binary", path=INFER, content=long)
+    headers = {"Inference-Header-Content-Length": str(len(long))}
+    refused(server, 413, "150", path=INFER, content=long + b"x", headers=headers)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps({"inputs": [TINY | {"data": [[]] * 333_000}]}, separators=(",", ":")),
+        json.dumps({"inputs": [TINY | {"data": [[[1]]] * 142_000}]}, separators=(",", ":")),
+        json.dumps({"inputs": [TINY | {"data": [1] * 498_000 + [""]}]}, separators=(",", ":")),
+        json.dumps({"inputs": [{}] * 330_000}, separators=(",", ":")),
+        json.dumps({"parameters": {f"{i:x}": [] for i in range(90_000)}}, separators=(",", ":")),
+        json.dumps({"inputs": [TINY], "x": [[]] * 333_000}, separators=(",", ":")),
+    ],
+    ids=["empty lists", "nested", "integers", "inputs", "parameters", "unknown"],
+)
+def test_no_json_holds_other_requests_up_for_long(text: str) -> None:
+    began = time.thread_time()
+    with suppress(RefusedError):  # what is unknown is not refused
+        tensors.read_request(text.encode(), None, ["map"], Bounds())
+    assert len(text) > 900_000
+    assert time.thread_time() - began < 1.5
 
 
 @pytest.mark.parametrize("element", [b"", b"\5\0\0\0abc", b"\xff\xff\xff\xffabc"])
@@ -353,3 +390,15 @@ def test_a_device_that_hangs_does_not_keep_the_server_from_ending(
         assert server.client.post("/predict", content=picture()).status_code == 503
         server.service.waiting.close()
         until(lambda: "given up" in caplog.text)
+
+
+def test_after_the_last_day_of_the_calibration_nothing_is_decided(tiny_detector: Detector) -> None:
+    with served(tiny_detector, valid_until=date(2020, 1, 31)) as server:
+        for answer in (
+            server.client.post("/predict", content=picture()),
+            server.client.post(INFER, json={"inputs": [TINY]}),
+            server.client.get("/v2/health/ready"),
+        ):
+            assert answer.status_code == 503
+            assert "held until 2020-01-31" in answer.json()["error"]
+        assert server.client.get("/v2/health/live").status_code == 200

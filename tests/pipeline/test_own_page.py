@@ -44,7 +44,7 @@ def predict(
     predictor, items = Predictor(detector, TinyBackbone()), find_items([str(photos)], out)
     with ResultFolder(out, record, shown if page else None) as folder:
         own = OwnPage(folder, shown, predictor.shown, lambda _: limits, ("Said.",))
-        also = own.draw if page else Finish(predictor, out).also
+        also = own.draw if page else None
         how = Finish(predictor, out, folder.plan, lambda _: limits, also=also)
         then = partial(finish, how=how)
         for entry in judge_items(predictor, items, Reading(), then, known=folder.known):

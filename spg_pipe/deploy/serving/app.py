@@ -34,7 +34,7 @@ def make_app(service: Service) -> ASGIApp:
     _add_protocol(app, service)
     add_inference(app, service)
     add_predict(app, service)
-    add_page(app, service.name, service.bounds)
+    add_page(app, service)
     service.counts.watch(service.waiting)
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
@@ -68,19 +68,20 @@ def _add_errors(app: FastAPI, counts: Counts) -> None:
         )
 
     @app.exception_handler(RequestValidationError)
-    def wrong(_: Request, error: RequestValidationError) -> Response:
+    def invalid(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        return problem(f"{place}: {first['msg']}", 422)
+        return problem(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", 422)
 
     @app.exception_handler(ClientDisconnect)
-    def gone(_: Request, __: ClientDisconnect) -> Response:
+    def disconnected(_: Request, __: ClientDisconnect) -> Response:
         return Response(status_code=499)
 
     @app.exception_handler(Exception)
     def broken(_: Request, __: Exception) -> Response:
         # It is raised again, so that uvicorn logs it with its trace.
-        return problem("The server could not answer, by a fault of its own that it has logged.", 500)
+        return problem(
+            "The server could not answer, by a fault of its own that it has logged.", 500
+        )
 
 
 def _add_protocol(app: FastAPI, service: Service) -> None:
@@ -100,8 +101,7 @@ def _add_protocol(app: FastAPI, service: Service) -> None:
     @app.get("/v2/health/ready", response_class=Response, responses=errors(503))
     def ready() -> Response:
         """Images are taken."""
-        if not service.waiting.ready:
-            raise RefusedError(503, "The server is being stopped.")
+        service.require_ready()
         return Response()
 
     for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):

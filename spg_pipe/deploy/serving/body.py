@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from pathlib import PurePosixPath
 
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -72,8 +71,3 @@ async def file_in(request: Request, body: bytes) -> tuple[str, bytes]:
     if not content:
         raise RefusedError(400, f"The file {name!r} is empty: expected is an image.")
     return name, content
-
-
-def name_of(given: str) -> str:
-    """What an image is called in its result; "image" where the client does not say it."""
-    return given[:500] if PurePosixPath(given).name else "image"

@@ -35,8 +35,8 @@ class RefusedError(SpgError):
 class TooLongError(RefusedError):
     """A body of more bytes than are read."""
 
-    def __init__(self, found: str, size: int, most: int) -> None:
-        message = f"The body has {found}, and at most {most:,} bytes are read (--max-mb)."
+    def __init__(self, length: str, size: int, most: int) -> None:
+        message = f"The body has {length}, and at most {most:,} bytes are read (--max-mb)."
         super().__init__(413, f"{message} Send a smaller image, or one that is compressed.")
         self.size = size
 

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import JsonSchemaValue as Json
 
+from spg_pipe.deploy.serving.waiting import Wanted
+
 
 class Problem(BaseModel):
     """Why a request was refused: what was found, what was expected."""
@@ -38,7 +40,7 @@ class ModelInfo(BaseModel):
     outputs: list[TensorInfo]
 
 
-class Asked(BaseModel):
+class Asked(Wanted):
     """The query of `POST /predict`."""
 
     model_config = ConfigDict(extra="forbid")
@@ -47,14 +49,6 @@ class Asked(BaseModel):
     """What the image is called in the answer; a form's file has a name of its own."""
     group: Annotated[str, Field(max_length=500)] = ""
     """The camera or category, whose thresholds and masks apply."""
-    map: bool = False
-    """Add `map_png`: grey of 16 bits, value · 65535, base64."""
-    overlay: bool = False
-    """Add `overlay_jpeg`: the heat map over the photograph, base64."""
-    photo: bool = False
-    """Add `photo_jpeg`: the photograph as it was judged, upright, base64."""
-    explain: bool = False
-    """Add `explanation`: why it has its score (docs/explain.md)."""
 
 
 _WORDS = {
@@ -65,7 +59,7 @@ _WORDS = {
     415: "The body is compressed.",
     422: "The image cannot be judged, or an option is wrong.",
     429: "Too many images are in hand: send it again after Retry-After.",
-    503: "Stopping, or not judged in time.",
+    503: "Stopping, not judged in time, out of memory, or after the calibration's last day.",
 }
 
 

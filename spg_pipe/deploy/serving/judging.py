@@ -1,16 +1,16 @@
 """The two ways to have an image judged: as a tensor, and as a file."""
 
-import asyncio
 import base64
 import json
 from collections.abc import Callable
+from pathlib import PurePosixPath
 from typing import Annotated
 
 import numpy as np
 from anyio import to_thread
 from fastapi import FastAPI, Query, Request, Response
 
-from spg_pipe.deploy.serving.body import file_in, name_of, read_body
+from spg_pipe.deploy.serving.body import file_in, read_body
 from spg_pipe.deploy.serving.bounds import RefusedError
 from spg_pipe.deploy.serving.documents import FILE, JUDGING, UPLOAD, Asked, errors, inlined
 from spg_pipe.deploy.serving.service import VERSION, Service
@@ -26,9 +26,6 @@ from spg_pipe.deploy.serving.waiting import Answer, Wanted
 from spg_pipe.predict.items import Item
 from spg_pipe.predict.result import Failure, Result
 
-_PICTURES = {"map": "map_png", "overlay": "overlay_jpeg", "photo": "photo_jpeg"}
-"""Of `Wanted` → field of an answer."""
-
 
 def add_inference(app: FastAPI, service: Service) -> None:
     """`infer`, of both addresses."""
@@ -42,17 +39,12 @@ def add_inference(app: FastAPI, service: Service) -> None:
         `Inference-Header-Content-Length`), or BYTES [1]: an image's file, as binary data.
         """
         service.require_model(name, version)
-        by = asyncio.get_running_loop().time() + service.bounds.seconds
-        with service.waiting.place():
+        async with service.place():
             asked = await _tensors(request, service)
-
-            def read() -> tuple[Item, Wanted]:
-                if isinstance(asked.image, bytes):
-                    service.check_header("image", asked.image)
-                maps = any(output.name == "map" for output in asked.outputs)
-                return Item("image", asked.image, asked.group), Wanted(values=maps)
-
-            values = _values(await service.judged(request, read, by))
+            if isinstance(asked.image, bytes):
+                await service.check_header("image", asked.image)
+            item = Item("image", asked.image, asked.group)
+            values = _values(await service.judged(request, item, Wanted()))
             made = await to_thread.run_sync(
                 write_answer, asked, (name, VERSION), values, limiter=service.parsing
             )
@@ -85,7 +77,7 @@ async def _tensors(request: Request, service: Service) -> Tensors:
 
 def _values(answer: Answer) -> dict[str, Callable[[], np.ndarray]]:
     """What each output of an answer holds; a `RefusedError` if its image could not be judged."""
-    line, found = answer.line, answer.values
+    line, anomaly_map = answer.line, answer.anomaly_map
     if isinstance(line, Failure):
         raise RefusedError(422, line.error)
 
@@ -94,8 +86,11 @@ def _values(answer: Answer) -> dict[str, Callable[[], np.ndarray]]:
             raise RefusedError(422, "There is no threshold for images of this group.")
         return np.array([line.decision == "anomalous"])
 
-    values = {"score": lambda: np.array([line.score]), "decision": decision}
-    return values if found is None else values | {"map": lambda: found}
+    return {
+        "map": lambda: anomaly_map,
+        "score": lambda: np.array([line.score]),
+        "decision": decision,
+    }
 
 
 def add_predict(app: FastAPI, service: Service) -> None:
@@ -112,19 +107,12 @@ def add_predict(app: FastAPI, service: Service) -> None:
 
         The answer is a line of `spg-pipe predict`; options add fields to it.
         """
-        by = asyncio.get_running_loop().time() + service.bounds.seconds
-        with service.waiting.place():
+        async with service.place():
             given, content = await file_in(request, await read_body(request, service.bounds))
-            name = name_of(given or asked.name)
-            wanted = Wanted(
-                map=asked.map, overlay=asked.overlay, photo=asked.photo, explain=asked.explain
-            )
-
-            def read() -> tuple[Item, Wanted]:
-                service.check_header(name, content)
-                return Item(name, content, asked.group), wanted
-
-            answer = await service.judged(request, read, by)
+            name = (given or asked.name)[:500]
+            item = Item(name if PurePosixPath(name).name else "image", content, asked.group)
+            await service.check_header(item.name, content)
+            answer = await service.judged(request, item, asked)
             status = 422 if isinstance(answer.line, Failure) else 200
             text = await to_thread.run_sync(_with_more, answer)
         return Response(text, status, media_type="application/json")
@@ -133,7 +121,7 @@ def add_predict(app: FastAPI, service: Service) -> None:
 def _with_more(answer: Answer) -> str:
     """An answer as JSON: the line, and what was wanted besides."""
     more: dict[str, object] = {
-        _PICTURES[name]: base64.b64encode(file).decode() for name, file in answer.pictures.items()
+        name: base64.b64encode(file).decode() for name, file in answer.pictures.items()
     }
     if answer.why:
         more["explanation"] = json.loads(answer.why)

@@ -27,9 +27,7 @@ async function judge(file) {
   at("result").hidden = true;
   at("status").textContent = `Judging ${file.name || "the image"} …`;
   try {
-    const query = new URLSearchParams({ name: file.name || "image", overlay: true, photo: true, explain: true });
-    const answer = await asked(query, file, mine.signal);
-    show(answer);
+    show(await answerTo(file, mine.signal));
     at("status").textContent = `${file.name || "The image"}: ${at("verdict").textContent}`;
   } catch (error) {
     if (mine.signal.aborted) return;
@@ -39,17 +37,17 @@ async function judge(file) {
   }
 }
 
-async function asked(query, file, signal) {
+async function answerTo(file, signal) {
+  const query = new URLSearchParams({ name: file.name || "image", overlay: true, photo: true });
+  query.set("explain", at("form").dataset.explain); // a bank alone has no atoms
   const request = { method: "POST", body: file, signal };
   request.headers = { "Content-Type": "application/octet-stream" };
   const response = await fetch(`predict?${query}`, request).catch((error) => {
     throw signal.aborted ? error : new Error("The server does not answer. Is it still running?");
   });
+  if (response.headers.get("Content-Type") !== "application/json") // of too many connections, or a proxy's
+    throw new Error(`The server is busy (${response.status}). Try again in a moment.`);
   const content = await response.json();
-  if (response.status === 400 && query.get("explain")) {
-    query.delete("explain"); // a bank alone has no atoms
-    return asked(query, file, signal);
-  }
   if (!response.ok) throw new Error(content.error);
   return content;
 }

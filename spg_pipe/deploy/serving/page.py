@@ -5,7 +5,8 @@ from importlib.resources import files
 from fastapi import FastAPI, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from spg_pipe.deploy.serving.bounds import MILLION, Bounds
+from spg_pipe.deploy.serving.bounds import MILLION
+from spg_pipe.deploy.serving.service import Service
 
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
@@ -14,17 +15,21 @@ _POLICY = (
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
 
 
-def add_page(app: FastAPI, name: str, bounds: Bounds) -> None:
+def add_page(app: FastAPI, service: Service) -> None:
     """Add the page of a model to an application."""
+    bounds = service.bounds
     loader = PackageLoader("spg_pipe.deploy", "serving")
     templates = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     page = templates.get_template("page.html.jinja").render(
-        name=name, megabytes=bounds.body_bytes // MILLION, megapixels=bounds.pixels // MILLION
+        name=service.name,
+        megabytes=bounds.body_bytes // MILLION,
+        megapixels=bounds.pixels // MILLION,
+        explains=not service.waiting.how.predictor.alone,
     )
-    own = files("spg_pipe.deploy.serving")
+    folder = files("spg_pipe.deploy.serving")
     style = files("spg_pipe.report").joinpath("report.css").read_text(encoding="utf-8")
-    style += own.joinpath("page.css").read_text(encoding="utf-8")
-    script = own.joinpath("page.js").read_text(encoding="utf-8")
+    style += folder.joinpath("page.css").read_text(encoding="utf-8")
+    script = folder.joinpath("page.js").read_text(encoding="utf-8")
 
     @app.get("/", include_in_schema=False)
     def index() -> Response:
@@ -32,9 +37,9 @@ def add_page(app: FastAPI, name: str, bounds: Bounds) -> None:
         return Response(page, media_type="text/html", headers=_HEADERS | policy)
 
     @app.get("/page.js", include_in_schema=False)
-    def code() -> Response:
+    def program() -> Response:
         return Response(script, media_type="text/javascript", headers=_HEADERS)
 
     @app.get("/page.css", include_in_schema=False)
-    def look() -> Response:
+    def style_sheet() -> Response:
         return Response(style, media_type="text/css", headers=_HEADERS)

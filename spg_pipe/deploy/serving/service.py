@@ -1,8 +1,10 @@
 """What is served, and how a request waits for its image."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import date
 from functools import partial
 from typing import Any
 
@@ -34,6 +36,8 @@ class Service:
     counts: Counts = field(default_factory=Counts)
     parsing: CapacityLimiter = field(default_factory=partial(CapacityLimiter, 2))
     """Threads that read and write tensors: as JSON these are ten times as large as their bytes."""
+    valid_until: date | None = None
+    """The last day of the calibration; None: as long as its conditions hold."""
 
     @property
     def outputs(self) -> dict[str, tuple[str, list[int]]]:
@@ -43,41 +47,55 @@ class Service:
     def require_model(self, name: str, version: str = VERSION) -> None:
         """A `RefusedError` for another model or version."""
         if (name, version) != (self.name, VERSION):
-            found = f"Model {printable(name)!r}, version {printable(version)!r}, is not served"
-            raise RefusedError(404, f"{found}: expected is {self.name!r}, version {VERSION!r}.")
+            other = f"Model {printable(name)!r}, version {printable(version)!r}, is not served"
+            raise RefusedError(404, f"{other}: expected is {self.name!r}, version {VERSION!r}.")
 
-    def check_header(self, name: str, content: bytes) -> None:
-        """See `bounds.check_header`."""
-        check_header(name, content, self.bounds, exif=self.waiting.reading.exif)
+    def require_ready(self) -> None:
+        """A `RefusedError` while no image is taken."""
+        if not self.waiting.ready:
+            raise RefusedError(503, "The server is being stopped: ask another one.", retry=10)
+        if self.valid_until is not None and date.today() > self.valid_until:
+            last = f"The calibration that decides held until {self.valid_until}"
+            raise RefusedError(503, f"{last}: make another (spg-pipe calibrate), and serve anew.")
 
-    async def judged(
-        self, request: Request, read: Callable[[], tuple[Item, Wanted]], by: float
-    ) -> Answer:
-        """What is said of a request's image before the loop's time `by`; a `RefusedError` after it.
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """A place for an image from its head to its answer, and `bounds.seconds` for all of that.
 
-        `read` is called in a thread.
+        A `RefusedError` without a place, or after that time.
         """
-        item, wanted = await to_thread.run_sync(read)
+        self.require_ready()
+        with self.waiting.place():
+            try:
+                async with asyncio.timeout(self.bounds.seconds):
+                    yield
+            except TimeoutError:
+                late = f"The image was not judged within {self.bounds.seconds:g} s (--seconds)."
+                raise RefusedError(503, f"{late} Send it again.", retry=1) from None
+
+    async def check_header(self, name: str, content: bytes) -> None:
+        """See `bounds.check_header`."""
+        exif = self.waiting.reading.exif
+        await to_thread.run_sync(partial(check_header, name, content, self.bounds, exif=exif))
+
+    async def judged(self, request: Request, item: Item, wanted: Wanted) -> Answer:
+        """What is said of a request's image; a `ClientDisconnect` if nobody waits any more."""
         if wanted.explain and self.waiting.how.predictor.alone:
             raise RefusedError(400, "A bank alone uses no guides, so nothing can be explained.")
         answer = asyncio.wrap_future(self.waiting.judged(item, wanted))
-        gone = asyncio.ensure_future(_gone(request))
-        left = max(by - asyncio.get_running_loop().time(), 0)
-        either: set[asyncio.Future[Any]] = {answer, gone}
+        left = asyncio.ensure_future(_disconnected(request))
+        either: set[asyncio.Future[Any]] = {answer, left}
         try:
-            await asyncio.wait(either, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if answer.done():
                 return answer.result()
-            if gone.done():
-                raise ClientDisconnect
-            late = f"The image was not judged within {self.bounds.seconds:g} s (--seconds)."
-            raise RefusedError(503, f"{late} Send it again.", retry=1)
+            raise ClientDisconnect
         finally:
             answer.cancel()
-            gone.cancel()
+            left.cancel()
 
 
-async def _gone(request: Request) -> None:
+async def _disconnected(request: Request) -> None:
     """Until the client breaks the connection off."""
     while (await request.receive())["type"] != "http.disconnect":
         continue

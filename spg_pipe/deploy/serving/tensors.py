@@ -6,10 +6,11 @@ Specified by KServe ("Open Inference Protocol", REST) and Triton ("binary tensor
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from spg_pipe.artefacts.record import first_fault
 from spg_pipe.deploy.serving.bounds import Bounds, RefusedError, require_few_pixels
@@ -17,10 +18,24 @@ from spg_pipe.deploy.serving.bounds import Bounds, RefusedError, require_few_pix
 HEADER = "Inference-Header-Content-Length"
 """How many bytes of a body are its JSON; binary tensors follow."""
 IMAGE = "image"
+JSON_BYTES = 1_000_000
+"""Of a request's JSON. Python reads it without letting another thread go on: 0.3 s at the worst."""
 JSON_VALUES = 2**21
 """Of a map that is written as JSON: 20 bytes each."""
 TYPES: dict[str, type[np.generic]] = {"FP32": np.float32, "FP64": np.float64, "BOOL": np.bool_}
-Parameters = dict[str, bool | int | float | str]
+_PARAMETERS = 16
+
+
+def _few(given: object) -> object:
+    """Refuse many parameters at once: pydantic would list several faults of each."""
+    if isinstance(given, dict) and len(given) > _PARAMETERS:
+        raise ValueError(f"{len(given):,} parameters, expected are at most {_PARAMETERS}")
+    return given
+
+
+Parameters = Annotated[
+    dict[str, bool | int | float | str], Field(max_length=_PARAMETERS), BeforeValidator(_few)
+]
 Name = Annotated[str, Field(max_length=200)]
 
 
@@ -86,8 +101,8 @@ class Tensors(NamedTuple):
 
     def binary(self, output: Output) -> bool:
         """Whether its values follow the JSON."""
-        default = self.request.parameters.get("binary_data_output", False)
-        return bool(output.parameters.get("binary_data", default))
+        default = _flag(self.request.parameters, "binary_data_output", False)
+        return _flag(output.parameters, "binary_data", default)
 
 
 def read_request(
@@ -109,9 +124,16 @@ def read_request(
     """
     length = len(body)
     if header is not None:
-        if not (header.isascii() and header.isdecimal() and 0 < int(header) <= len(body)):
-            raise _bad(f"{HEADER} is {header!r}", f"how many of the {len(body)} bytes are JSON")
-        length = int(header)
+        digits = header if header.isascii() and header.isdecimal() and len(header) <= 12 else "0"
+        if not 0 < int(digits) <= len(body):
+            raise _bad(f"{HEADER} is {header[:50]!r}", f"how many of {len(body)} bytes are JSON")
+        length = int(digits)
+    if length > JSON_BYTES:
+        raise RefusedError(
+            413,
+            f"The JSON has {length:,} bytes, and at most {JSON_BYTES:,} are read. Send the image "
+            f"as binary data behind the JSON ({HEADER}), or its file to /predict.",
+        )
     try:
         request = InferenceRequest.model_validate_json(body[:length])
     except ValidationError as error:
@@ -120,17 +142,29 @@ def read_request(
     if given.name != IMAGE:
         raise _bad(f"the input is named {given.name!r}", f"{IMAGE!r}")
     outputs = request.outputs or [Output(name=name) for name in names]
+    if len({output.name for output in outputs}) < len(outputs):
+        raise _bad("an output is asked for twice", "each name once")
     for output in outputs:
         if output.name not in names:
             known = f"one of {', '.join(names)}; a decision needs a threshold (spg-pipe calibrate)"
             raise _bad(f"the output {output.name!r} is asked for", known)
     image = _image(given, memoryview(body)[length:], bounds)
     given.data = None  # of an image that waits nothing else is kept
-    return Tensors(request, image, outputs)
+    tensors = Tensors(request, image, outputs)
+    for output in outputs:
+        tensors.binary(output)  # refuses what is no boolean before the image is judged
+    return tensors
 
 
-def _bad(found: str, expected: str) -> RefusedError:
-    return RefusedError(400, f"Found: {found}. Expected: {expected}.")
+def _bad(given: str, expected: str) -> RefusedError:
+    return RefusedError(400, f"Found: {given}. Expected: {expected}.")
+
+
+def _flag(parameters: Mapping[str, object], name: str, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise _bad(f"{name} is {str(value)[:50]!r}", "true or false")
+    return value
 
 
 def _image(given: Input, tail: memoryview, bounds: Bounds) -> np.ndarray | bytes:
@@ -155,16 +189,19 @@ def _image(given: Input, tail: memoryview, bounds: Bounds) -> np.ndarray | bytes
 
 
 def _integers(data: object) -> np.ndarray:
-    """A list of JSON as uint8."""
+    """A flat or nested list of JSON as uint8, refused at the first thing that is no integer."""
+    expected = "a list of integers from 0 to 255"
+    values = data if isinstance(data, list) else []
+    while values and isinstance(values[0], list):
+        if set(map(type, values)) != {list}:
+            raise _bad("data that are no list of integers", expected)
+        values = list(chain.from_iterable(values))
+    if set(map(type, values)) != {int}:
+        raise _bad("data that are no list of integers", expected)
     try:
-        values = np.asarray(data)
-    except (ValueError, OverflowError):  # ragged
-        values = np.array(None)
-    if values.dtype.kind not in "iu" or not values.size:
-        raise _bad("data that are no list of integers", "integers from 0 to 255")
-    if values.min() < 0 or values.max() > 255:
-        raise _bad(f"values from {values.min()} to {values.max()}", "integers from 0 to 255")
-    return values.astype(np.uint8)
+        return np.frombuffer(bytes(values), np.uint8)
+    except ValueError:
+        raise _bad(f"values from {min(values)} to {max(values)}", expected) from None
 
 
 def _file(given: Input, tail: memoryview) -> bytes:
@@ -197,14 +234,14 @@ def write_answer(
 
     A `RefusedError` for a map of more than `JSON_VALUES` in JSON.
     """
-    tensors, tails = list[dict[str, object]](), list[bytes]()
+    tensors, tails = list[dict[str, object]](), list[memoryview]()
     for output in asked.outputs:
         array = values[output.name]()
         types = {np.dtype(dtype): name for name, dtype in TYPES.items()}
         tensor: dict[str, object] = {"name": output.name, "datatype": types[array.dtype]}
         tensor["shape"] = list(array.shape)
         if asked.binary(output):
-            tails.append(array.tobytes())
+            tails.append(np.ascontiguousarray(array).data)
             tensor["parameters"] = {"binary_data_size": array.nbytes}
         elif array.size > JSON_VALUES:
             most = f"binary data, or a map of at most {JSON_VALUES:,} values"

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from pydantic import BaseModel
 
 from spg_pipe.deploy.serving.bounds import RefusedError
 from spg_pipe.predict.finish import Finish, finish
@@ -21,27 +22,23 @@ from spg_pipe.predict.judge import JudgedImage, Unreadable, judge_items
 from spg_pipe.predict.pictures import map_png, overlay_picture, photograph_jpeg
 from spg_pipe.predict.regions import regions_of
 from spg_pipe.predict.result import Line
-from spg_pipe.predict.run import Entry
 from spg_pipe.store.extract import give_memory_back
 
 _SECONDS_A_TRIM = 10
 LOG = logging.getLogger("spg_pipe.serve")
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What is made of an image besides its line."""
+class Wanted(BaseModel):
+    """What is made of an image besides its line and map."""
 
-    values: bool = False
-    """The map as numbers."""
     map: bool = False
-    """The map as a PNG of 16 bits."""
+    """Add `map_png`: grey of 16 bits, value · 65535, base64."""
     overlay: bool = False
-    """The heat map over the photograph."""
+    """Add `overlay_jpeg`: the heat map over the photograph, base64."""
     photo: bool = False
-    """The photograph as it was judged: turned, and of a format that browsers know."""
+    """Add `photo_jpeg`: the photograph as it was judged, upright, base64."""
     explain: bool = False
-    """Why it has its score."""
+    """Add `explanation`: why it has its score (docs/explain.md)."""
 
 
 class Answer(NamedTuple):
@@ -52,10 +49,10 @@ class Answer(NamedTuple):
     """The same as JSON: a line of `predict`."""
     why: str
     """The line of `predict --explain`; empty if not wanted."""
-    values: np.ndarray | None
-    """(H, W) float32: the map."""
+    anomaly_map: np.ndarray
+    """(H, W) float32; empty of a file that cannot be read."""
     pictures: dict[str, bytes]
-    """Of `Wanted` the name of a picture → its file."""
+    """Those that were wanted: the field of the answer → a file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +69,7 @@ class Waiting:
     ----------
     most : int
         Images in hand at once.
-    told : callable
+    on_judged : callable
         Is told each image's line, in the order in which they came, and how many were in hand.
     """
 
@@ -81,9 +78,9 @@ class Waiting:
         how: Finish,
         reading: Reading,
         most: int,
-        told: Callable[[Item, Line], None] = lambda _item, _line: None,
+        on_judged: Callable[[Item, Line], None],
     ) -> None:
-        self.how, self.reading, self.most, self._told = how, reading, most, told
+        self.how, self.reading, self.most, self._on_judged = how, reading, most, on_judged
         self.in_hand = 0
         self._waiting: deque[_Ticket] = deque()
         self._taken: dict[int, _Ticket] = {}
@@ -107,7 +104,8 @@ class Waiting:
     def start(self) -> None:
         """Judge a black image, which loads what the first one needs, and begin."""
         black = Item("black", np.zeros((64, 64, 3), np.uint8))
-        for _ in judge_items(self.how.predictor, [black], self.reading, self._finished):
+        then = partial(finish, how=self.how)
+        for _ in judge_items(self.how.predictor, [black], self.reading, then):
             regions_of(np.ones((8, 8), np.float32), 0.0)
         self._thread.start()
 
@@ -131,8 +129,6 @@ class Waiting:
 
         A `RefusedError` if there is none.
         """
-        if not self.ready:
-            raise RefusedError(503, "The server is being stopped: ask another one.", retry=10)
         if self.in_hand >= self.most:
             message = f"{self.in_hand} images are in hand already, and that is all (--queue)."
             raise RefusedError(429, f"{message} Send this one again in a second.", retry=1)
@@ -181,7 +177,7 @@ class Waiting:
                     explained=lambda item: self._taken[id(item)].wanted.explain,
                 ):
                     if line is not None:
-                        self._told(item, line)
+                        self._on_judged(item, line)
                     if time.monotonic() - trimmed > _SECONDS_A_TRIM:
                         give_memory_back()
                         trimmed = time.monotonic()
@@ -204,30 +200,22 @@ class Waiting:
         ticket.answer.set_result(answer)
         return ticket.item, answer.line
 
-    def _finished(self, judged: JudgedImage | Unreadable) -> Entry:
-        return finish(judged, self.how)
-
     def _answer(self, judged: JudgedImage | Unreadable, wanted: Wanted) -> Answer:
-        entry, pictures = self._finished(judged), dict[str, bytes]()
+        entry = finish(judged, self.how)
         if isinstance(judged, Unreadable):
-            return Answer(entry.result, entry.text, "", None, {})
+            return Answer(entry.result, entry.text, "", np.empty((0, 0), np.float32), {})
+        pixels, anomaly_map = judged.pixels, judged.anomaly_map
         limit = getattr(entry.result, "pixel_threshold", None)
-        draw = {
-            "map": partial(map_png, judged.anomaly_map),
-            "overlay": partial(
-                overlay_picture,
-                judged.pixels,
-                judged.anomaly_map,
-                self.how.predictor.shown,
-                limit,
-            ),
-            "photo": partial(photograph_jpeg, judged.pixels),
-        }
-        pictures = {name: make() for name, make in draw.items() if getattr(wanted, name)}
-        values = judged.anomaly_map if wanted.values else None
-        return Answer(
-            entry.result, entry.text, entry.why if wanted.explain else "", values, pictures
-        )
+        pictures = dict[str, bytes]()
+        if wanted.map:
+            pictures["map_png"] = map_png(anomaly_map)
+        if wanted.overlay:
+            shown = self.how.predictor.shown
+            pictures["overlay_jpeg"] = overlay_picture(pixels, anomaly_map, shown, limit)
+        if wanted.photo:
+            pictures["photo_jpeg"] = photograph_jpeg(pixels)
+        why = entry.why if wanted.explain else ""
+        return Answer(entry.result, entry.text, why, anomaly_map, pictures)
 
 
 def _refusal(error: Exception) -> RefusedError:

@@ -11,6 +11,8 @@ pytestmark = pytest.mark.browser
 PAGES = ["report", "gallery", "image", "atlas", "atlas-by-hand", "own", "own-image"]
 WIDE, NARROW = 1280, 390
 """Window widths, pixels: of a laptop and of a phone."""
+PAPER = 718
+"""Of a page of A4 within its margins."""
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -30,6 +32,9 @@ def test_a_page_opens_from_its_file_alone_and_axe_finds_nothing_serious(visit, p
         "rgb(22, 24, 27)" if dark else "rgb(255, 255, 255)"
     )
     assert shown.serious() == []
+    shown.page.emulate_media(media="print")
+    shown.page.set_viewport_size({"width": PAPER, "height": 900})
+    assert shown.value("document.documentElement.scrollWidth") <= PAPER
 
 
 EVERY_PICTURE = """

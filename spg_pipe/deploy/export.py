@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from spg_pipe.artefacts.files import fresh_folder, write_text
 from spg_pipe.artefacts.record import write_record
@@ -65,15 +66,7 @@ def export(
     program = traced(Graph(predictor, image.value if image else None))
     expected = [predicted(predictor, each) for each in made_up(card.backbone.image_size)]
     with fresh_folder(out) as folder:
-        files: dict[Format, Path] = {"onnx": folder / ONNX}
-        say("Writing ONNX …")
-        write_onnx(program, 2 + bool(image), files["onnx"], facts_of(card))
-        if "openvino" in formats:
-            files["openvino"] = folder / OPENVINO
-            write_openvino(files["onnx"], files["openvino"])
-        if "torch" in formats:
-            files["torch"] = folder / TORCH
-            write_torch(program, files["torch"])
+        files = _write(program, 2 + bool(image), folder, formats, card, say)
         agreement = {}
         for form, path in files.items():
             say(f"Comparing {form} with PyTorch …")
@@ -91,6 +84,27 @@ def export(
         write_record(folder / "card.json", card)
         write_text(folder / "card.md", in_words(card))
     return card
+
+
+def _write(
+    program: Any,
+    outputs: int,
+    folder: Path,
+    formats: Sequence[Format],
+    card: Card,
+    say: Callable[[str], None],
+) -> dict[Format, Path]:
+    """The graph in each format; where they are."""
+    files: dict[Format, Path] = {"onnx": folder / ONNX}
+    say("Writing ONNX …")
+    write_onnx(program, outputs, files["onnx"], facts_of(card))
+    if "openvino" in formats:
+        files["openvino"] = folder / OPENVINO
+        write_openvino(files["onnx"], files["openvino"])
+    if "torch" in formats:
+        files["torch"] = folder / TORCH
+        write_torch(program, files["torch"])
+    return files
 
 
 _READ: dict[Format, Callable[[Path], Judge]] = {

@@ -317,7 +317,7 @@ def test_long_json_is_refused_and_an_image_belongs_behind_it(
     "text",
     [
         json.dumps({"inputs": [TINY | {"data": [[]] * 333_000}]}, separators=(",", ":")),
-        json.dumps({"inputs": [TINY | {"data": [[[1]]] * 142_000}]}, separators=(",", ":")),
+        json.dumps({"inputs": [TINY | {"data": [[[1]]] * 160_000}]}, separators=(",", ":")),
         json.dumps({"inputs": [TINY | {"data": [1] * 498_000 + [""]}]}, separators=(",", ":")),
         json.dumps({"inputs": [{}] * 330_000}, separators=(",", ":")),
         json.dumps({"parameters": {f"{i:x}": [] for i in range(90_000)}}, separators=(",", ":")),
@@ -326,11 +326,14 @@ def test_long_json_is_refused_and_an_image_belongs_behind_it(
     ids=["empty lists", "nested", "integers", "inputs", "parameters", "unknown"],
 )
 def test_no_json_holds_other_requests_up_for_long(text: str) -> None:
-    began = time.thread_time()
-    with suppress(RefusedError):  # what is unknown is not refused
-        tensors.read_request(text.encode(), None, ["map"], Bounds())
-    assert len(text) > 900_000
-    assert time.thread_time() - began < 1.5
+    assert 900_000 < len(text) <= tensors.JSON_BYTES
+    seconds = []
+    for _ in range(3):  # the least: a loaded machine makes single ones longer
+        began = time.thread_time()
+        with suppress(RefusedError):  # what is unknown is not refused
+            tensors.read_request(text.encode(), None, ["map"], Bounds())
+        seconds.append(time.thread_time() - began)
+    assert min(seconds) < 1.5
 
 
 @pytest.mark.parametrize("element", [b"", b"\5\0\0\0abc", b"\xff\xff\xff\xffabc"])

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -125,3 +126,13 @@ def picture(size: tuple[int, int] = (40, 48), seed: int = 0, kind: str = "PNG") 
 def pixels(size: tuple[int, int] = (40, 48), seed: int = 0) -> np.ndarray:
     """(H, W, 3) uint8."""
     return np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8)
+
+
+def refused(server: Server, status: int, *words: str, path: str = "/predict", **given: Any) -> None:
+    """The request is refused, with these words, and the next one is answered."""
+    answer = server.client.post(path, **given)
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    for word in words:
+        assert word in answer.json()["error"]
+    assert server.client.post("/predict", content=picture()).status_code == 200

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from spg_pipe.backbones import load_backbone
 from spg_pipe.backbones.base import Backbone
+from spg_pipe.backbones.openclip import build_tower
 from spg_pipe.deploy import formats
 from spg_pipe.deploy.resize import resized
 from spg_pipe.images.preprocess import preprocess
@@ -77,8 +78,8 @@ def _cnn(name: str) -> nn.Module:
 def test_open_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_clip_shallower(monkeypatch, 2)
     torch.manual_seed(0)
-    model = open_clip.create_model("ViT-B-32-quickgelu")
-    weights = save_weights(model, tmp_path / "weights.safetensors")
+    tower = build_tower(open_clip.get_model_config("ViT-B-32-quickgelu"))
+    weights = save_weights(tower, tmp_path / "weights.safetensors")
     backbone = load_backbone(
         "open_clip:ViT-B-32-quickgelu/openai", weights=weights, image_size=64, layers=["1", "2"]
     )

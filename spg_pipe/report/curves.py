@@ -74,15 +74,17 @@ class Panel:
     def says(self) -> str:
         """What the table beside the drawing has."""
         if self.steps:
-            return f"{self.title}: {self.y_label} with a {self.x_label} from this one to the next"
+            return f"{self.title}: {self.y_label} by {self.x_label}, from one to the next"
         return f"{self.title}: {self.y_label} at {self.x_label} …"
 
     @property
-    def heads(self) -> list[str]:
-        """`told` in words."""
-        return [f"{x:.3g}" for x in self.told]
+    def table(self) -> list[list[str]]:
+        """Heads, then a row a line; of a histogram a column, for it has many bins."""
+        lines = [[line.name, *self._cells(line)] for line in self.lines if line.shown]
+        rows = [["from" if self.steps else "Curve", *(f"{x:.3g}" for x in self.told)], *lines]
+        return [list(column) for column in zip(*rows, strict=True)] if self.steps else rows
 
-    def cells(self, line: Line) -> list[str]:
+    def _cells(self, line: Line) -> list[str]:
         """The values of a line at `told` in words, between two known ones interpolated."""
         known = ~np.isnan(line.y)
         if self.steps:

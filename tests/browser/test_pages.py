@@ -9,25 +9,32 @@ from browser.world import SCRIPT
 pytestmark = pytest.mark.browser
 
 PAGES = ["report", "gallery", "image", "atlas", "atlas-by-hand", "own", "own-image"]
-WIDE_AND_NARROW = [1280, 390]
+WIDE, NARROW = 1280, 390
 """Window widths, pixels: of a laptop and of a phone."""
+PAPER = 718
+"""Of a page of A4 within its margins."""
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", WIDE_AND_NARROW)
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_opens_from_its_file_alone(visit, pages, name, width, dark):
-    shown = visit(pages[name], width=width, dark=dark)
+def test_a_page_opens_from_its_file_alone_and_axe_finds_nothing_serious(visit, pages, name, dark):
+    shown = visit(pages[name], width=NARROW, dark=dark)
     shown.value(EVERY_PICTURE)
     root = pages[
         "report" if name in ("gallery", "image") else "own" if "own" in name else name
     ].parent
     assert [url for url in shown.requests if not url.startswith(f"{root.as_uri()}/")] == []
     assert shown.value("[...document.images].filter(i => i.naturalWidth === 0).length") == 0
-    assert shown.value("document.documentElement.scrollWidth") <= width
+    assert shown.value("document.documentElement.scrollWidth") <= NARROW
+    shown.page.set_viewport_size({"width": WIDE, "height": 900})
+    assert shown.value("document.documentElement.scrollWidth") <= WIDE
     assert shown.value("getComputedStyle(document.body).backgroundColor") == (
         "rgb(22, 24, 27)" if dark else "rgb(255, 255, 255)"
     )
+    assert shown.serious() == []
+    shown.page.emulate_media(media="print")
+    shown.page.set_viewport_size({"width": PAPER, "height": 900})
+    assert shown.value("document.documentElement.scrollWidth") <= PAPER
 
 
 EVERY_PICTURE = """
@@ -39,14 +46,6 @@ EVERY_PICTURE = """
 })()
 """
 """Loads what waits until it is scrolled to, or until its category is opened."""
-
-
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("name", PAGES)
-def test_axe_finds_nothing_serious(visit, pages, name, dark):
-    shown = visit(pages[name], dark=dark)
-    shown.value("document.querySelectorAll('details').forEach(d => d.open = true)")
-    assert shown.serious() == []
 
 
 @pytest.mark.parametrize("name", ["report", "gallery", "atlas-by-hand", "own", "own-image"])
@@ -75,7 +74,7 @@ def test_an_atom_shows_what_it_looks_like_and_leads_to_its_place_in_the_atlas(vi
 
 @pytest.mark.parametrize("name", PAGES)
 def test_everything_that_scrolls_or_leads_on_is_reached_by_keyboard(visit, pages, name):
-    shown = visit(pages[name], width=390)
+    shown = visit(pages[name], width=NARROW)
     unreached = """[...document.querySelectorAll('*')].filter(e =>
         e.scrollWidth > e.clientWidth + 1
         && ['auto', 'scroll'].includes(getComputedStyle(e).overflowX)

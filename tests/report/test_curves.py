@@ -69,9 +69,12 @@ def test_a_histogram_is_told_bin_by_bin(world, folder):
     quality = json.loads((world.paths.sae("aux", 111) / "quality.json").read_text())
     layer, of = next(iter(quality["layers"].items()))
     rows = [row for row in Page(folder / "index.html").rows if row]
-    told = [row[1:] for row in rows if row[0] == f"layer {layer}, seed 111"]
-    bins = of["frequencies"]["latents"]
-    assert [float(cell) for cell in told[2]] == bins
+    start = next(number for number, row in enumerate(rows) if row[0] == "from")
+    column = rows[start].index(f"layer {layer}, seed 111")
+    edges, bins = of["frequencies"]["edges"], of["frequencies"]["latents"]
+    told = rows[start + 1 : start + 1 + len(bins)]
+    assert [float(row[column]) for row in told] == bins
+    assert [float(row[0]) for row in told] == pytest.approx(edges[:-1], rel=0.01)
 
 
 def test_the_licence_of_uplot_goes_with_every_report(folder):

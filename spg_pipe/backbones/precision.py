@@ -115,7 +115,8 @@ def _no_help(device: str) -> str:
     return (
         f"Note: backbone.precision bfloat16 does not help here. This {what} has no bfloat16 "
         f"instructions ({reason}): the network computes in float32, as slowly as with precision "
-        "float32."
+        "float32. Leave it out, unless the artefacts are for a machine that has them: they do not "
+        "fit those of precision float32."
     )
 
 

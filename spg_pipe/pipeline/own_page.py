@@ -16,7 +16,7 @@ from spg_pipe.predict.judge import JudgedImage
 from spg_pipe.predict.result import Failure, Result
 from spg_pipe.predict.run import ResultFolder, link_below, results_of
 from spg_pipe.predict.shown import Shown, files_of, stem_of
-from spg_pipe.report.direction import SHARES
+from spg_pipe.report.direction import facts_of_parts
 from spg_pipe.report.gallery import IMAGES, Gallery, GalleryImage, Threshold, write_gallery
 from spg_pipe.report.page import environment, per_cent, signed
 from spg_pipe.report.pictures import ImageFiles, write_pictures
@@ -171,7 +171,6 @@ def _facts(result: Result) -> Iterator[tuple[str, str]]:
     yield "Highest value of the map", peak
     if result.ignored_share:
         yield "Ignored", f"{per_cent(result.ignored_share)} of the image"
-    for name, value in result.parts.items():
-        yield SHARES.get(name, name), signed(value)
+    yield from facts_of_parts(result.score, result.parts)
     if result.supervision:
         yield "Judged by", result.supervision

@@ -39,11 +39,26 @@ SHARES = {
     "share_map_top": "Part: highest part of the map",
     "share_detection": "Part: guides of the whole image",
     "share_self_distance": "Part: self-distance of the image",
+    "share_bank": "Part: unlike the normal images of the bank",
 }
 """Column of scores.parquet → its name on an image's page; the others follow under their own."""
 
+
 FilesOfImages = dict[int, ImageFiles]
 """Row of the scores' table → the files of its image."""
+
+
+def facts_of_parts(score: float, parts: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Rows of an image's page: what its score is made of; of shares also the constant beside them.
+
+    Parameters
+    ----------
+    parts : mapping
+        `share_…`, or `score_…` of the published rule.
+    """
+    facts = [(SHARES.get(name, name), signed(value)) for name, value in parts.items()]
+    shares = [value for name, value in parts.items() if name.startswith("share_")]
+    return [*facts, ("Part: constant", signed(score - sum(shares)))] if shares else facts
 
 
 def rows_shown(table: pd.DataFrame, wanted: set[int]) -> list[int]:
@@ -136,7 +151,7 @@ def gallery_images(
             score=float(values["score"]),
             files=of_image,
             size=(int(values["height"]), int(values["width"])),
-            facts=[(SHARES.get(name, name), signed(values[name])) for name in names],
+            facts=facts_of_parts(float(values["score"]), {name: values[name] for name in names}),
             why=why(row),
         )
 

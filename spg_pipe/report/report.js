@@ -116,14 +116,17 @@ function element(name, attributes = {}, ...children) {
       for (const image of inView) image.x = relative ? image.score - image.base : image.score;
       const first = starts.get(group === "" ? images[0].group : group);
       const start = relative ? 0 : first.value;
-      const normals = [...starts].filter(([name]) => group === "" || name === group)
-        .flatMap(([, each]) => each.normals.map((score) => (relative ? score - each.value : score)));
+      // Groups that share one calibration share its images, which count once.
+      const calibrated = [...starts].filter(([name]) => group === "" || name === group)
+        .map(([, each]) => each.normals.map((score) => (relative ? score - each.value : score)));
+      const normals = [...new Map(calibrated.map((scores) => [scores.join(" "), scores])).values()].flat();
       const ends = [...inView.map((image) => image.x), ...normals, start];
       let low = ends.reduce((a, b) => Math.min(a, b)), high = ends.reduce((a, b) => Math.max(a, b));
       const margin = (high - low) * 0.02 || 0.5;
+      const sources = new Set([...starts.values()].map((each) => each.says));
       view = {
         images: inView, normals, relative, start, low: low - margin, high: high + margin,
-        says: first.says,
+        says: relative && sources.size > 1 ? "see the thresholds at the start" : first.says,
       };
       threshold = start;
       const slider = byId("threshold");
@@ -170,7 +173,7 @@ function element(name, attributes = {}, ...children) {
     function told(shown) {
       const moved = threshold !== view.start;
       if (view.relative) {
-        if (!moved) return `Every ${grouped} at its own threshold; the scale shows how far a score is above it.`;
+        if (!moved) return `Every ${grouped} at its own threshold (${view.says}); scale and order are of how far a score is above it.`;
         return `Every ${grouped} at its own threshold ${shown < 0 ? "−" : "+"} ${Math.abs(shown)}, moved by hand.`;
       }
       if (!moved) return `Threshold ${minus(shown)}: ${view.says}.`;

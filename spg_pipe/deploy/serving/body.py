@@ -34,7 +34,7 @@ async def read_body(request: Request, bounds: Bounds) -> bytes:
                     raise TooLongError(f"{len(body):,} bytes or more", len(body), bounds.body_bytes)
     except TimeoutError:
         late = f"Of the body {len(body):,} bytes came in {bounds.body_seconds:g} s"
-        raise RefusedError(408, f"{late}, and then no end. Send it faster.") from None
+        raise RefusedError(408, f"{late}, and the rest did not come. Send it faster.") from None
     if not body:
         raise RefusedError(400, "The body is empty: expected is an image.")
     return bytes(body)
@@ -59,7 +59,7 @@ async def file_in(request: Request, body: bytes) -> tuple[str, bytes]:
     except (MultiPartException, KeyError, ValueError) as error:
         reason = getattr(error, "message", None) or "its boundary is missing"
         raise RefusedError(
-            400, f"The form cannot be read: {reason}. Expected is one file."
+            400, f"The form cannot be read: {reason.rstrip('.')}. Expected is one file."
         ) from error
     files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
     if not files:

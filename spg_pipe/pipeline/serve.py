@@ -32,16 +32,7 @@ def serve(
         If the extra `serve` is missing, the address cannot be had, or as of `predict_images`.
     """
     name = ask.detector.resolve().name if name is None else name
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", name) or not name.strip("."):
-        raise UsageError(
-            f"The name {name!r} would be part of addresses: expected are letters, digits, dots, "
-            "dashes and underscores. Give one with --name."
-        )
-    if bounds.pixels > (most := pixel_limit()):
-        raise SpgError(
-            f"--max-megapixels {bounds.pixels // MILLION}: at most {most // MILLION} are decoded. "
-            f"Set the environment variable {LIMIT} for more."
-        )
+    _require_allowed(name, bounds)
     try:
         from spg_pipe.deploy.serving.app import Service
         from spg_pipe.deploy.serving.counts import Counts
@@ -79,3 +70,17 @@ def serve(
             valid_until=made.valid_until if made else None,
         )
         run(service, listening, on_ready)
+
+
+def _require_allowed(name: str, bounds: Bounds) -> None:
+    """Refuse a name that no address may have, and more pixels than are decoded."""
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", name) or not name.strip("."):
+        raise UsageError(
+            f"The name {name!r} would be part of addresses: expected are letters, digits, dots, "
+            "dashes and underscores. Give one with --name."
+        )
+    if bounds.pixels > (most := pixel_limit()):
+        raise SpgError(
+            f"--max-megapixels {bounds.pixels // MILLION}: at most {most // MILLION} are decoded. "
+            f"Set the environment variable {LIMIT} for more."
+        )

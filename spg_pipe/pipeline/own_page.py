@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
-
 from spg_pipe.datasets.walk import REPORT
 from spg_pipe.decision.calibration import Limits
 from spg_pipe.errors import SpgError, counted
@@ -18,7 +16,7 @@ from spg_pipe.predict.run import ResultFolder, link_below, results_of
 from spg_pipe.predict.shown import Shown, files_of, stem_of
 from spg_pipe.report.direction import facts_of_parts
 from spg_pipe.report.gallery import IMAGES, Gallery, GalleryImage, Threshold, write_gallery
-from spg_pipe.report.page import environment, per_cent, signed
+from spg_pipe.report.page import environment, per_cent, signed, size_of
 from spg_pipe.report.pictures import ImageFiles, write_pictures
 
 _MOST_FAILURES = 200
@@ -145,9 +143,8 @@ def _judged(counts: Counter[str]) -> bool:
 def _files(folder: Path, result: Result) -> ImageFiles:
     """The files of an image that an earlier run may have drawn."""
     stem = stem_of(result.path)
-    with Image.open(folder / f"{stem}.jpg") as photograph:
-        size = (photograph.height, photograph.width)
-    return ImageFiles(stem, size, mask=bool(result.regions))
+    width, height = size_of(folder / f"{stem}.jpg")
+    return ImageFiles(stem, (height, width), mask=bool(result.regions))
 
 
 def _facts(result: Result) -> Iterator[tuple[str, str]]:

@@ -18,6 +18,7 @@ from spg_pipe.decision.maps import raw_maps
 from spg_pipe.detector.scores import Scores
 from spg_pipe.explain.picture import atom_overlay
 from spg_pipe.images.preprocess import resize_mask
+from spg_pipe.images.reading import read_image
 from spg_pipe.report.atoms import Reasons
 from spg_pipe.report.inputs import DirectionRuns
 from spg_pipe.report.pictures import ImageFiles, fitting
@@ -164,5 +165,5 @@ def small_photograph(images: Path, files: ImageFiles) -> np.ndarray:
     height, width = fitting(files.size, ATOM_LONGEST)
     if not files.photograph:
         return np.full((height, width, 3), 128, np.uint8)
-    with Image.open(images / f"{files.stem}.jpg") as photograph:
-        return np.asarray(photograph.resize((width, height), Image.Resampling.LANCZOS))
+    photograph = Image.fromarray(read_image(images / f"{files.stem}.jpg", exif=False))
+    return np.asarray(photograph.resize((width, height), Image.Resampling.LANCZOS))

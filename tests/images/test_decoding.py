@@ -36,7 +36,7 @@ def jpeg(height: int = 4, width: int = 6) -> bytes:
 def test_picture_files_are_opened_in_one_place() -> None:
     package = Path(decoding.__file__).parents[1]
     opening = {p.name for p in package.rglob("*.py") if "Image.open(" in p.read_text()}
-    # photographs: scikit-image's, by SHA-256; runner: an export's, which works without this package.
+    # photographs: scikit-image's, by SHA-256; runner: works without this package.
     assert opening == {"decoding.py", "photographs.py", "runner.py"}
 
 

@@ -67,7 +67,7 @@ def test_the_histogram_is_moved_by_pointer_and_shows_the_calibration(own):
     own.mouse.click(box["x"] + 12, box["y"] + 60)
     assert count(own, "above") == 4
     label = own.locator("#histogram svg").get_attribute("aria-label")
-    assert "4 these images, 6 normal images of the calibration" in label
+    assert "4 these images, 3 normal images of the calibration" in label
 
 
 def test_images_are_filtered_by_verdict_group_and_name(own):

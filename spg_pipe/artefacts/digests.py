@@ -15,6 +15,8 @@ from spg_pipe.artefacts.reading import damaged, read_file, reading
 if TYPE_CHECKING:
     from torch import Tensor
 
+CURVE = "curve.csv"
+"""Beside what was trained: the losses of its steps."""
 _LARGEST = 1e9
 """Of a tensor's values: beyond, products with tokens could overflow float32."""
 
@@ -45,6 +47,27 @@ def require_files(folder: Path, digests: Mapping[str, str], what: str, command: 
     """
     for name, sha256 in digests.items():
         _content(folder, name, sha256, what, command)
+
+
+def read_beside(
+    folder: Path, name: str, digests: Mapping[str, str], what: str, command: str
+) -> bytes | None:
+    """The bytes of a file that a record may have beside it, None where it has none.
+
+    Parameters
+    ----------
+    digests : mapping of name → SHA-256
+        Of the record; empty in those of older versions, whose files are read as they are.
+    what, command : str
+        As for `require_files`, as are the errors.
+    """
+    if name in digests:
+        return _content(folder, name, digests[name], what, command)
+    path = folder / name
+    if digests or not path.is_file():
+        return None
+    with reading(path, what, command):
+        return read_file(path)
 
 
 def save_tensors(path: Path, tensors: "dict[str, Tensor]") -> str:

@@ -66,6 +66,7 @@ Figure = Annotated[float, Field(ge=-1e9, le=1e9)]
 """A number of a formula: sums and products of these and of tokens do not overflow."""
 Deviation = Annotated[float, Field(ge=1e-13, le=1e9)]
 """Divides. A fit takes what is below 1e-12 for a constant, of deviation 1."""
+_SEAL = "seal"
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
 
 
@@ -97,8 +98,13 @@ AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Write a record as JSON, atomically. NaN of a `FigureOrNaN` is null."""
-    write_text(path, json.dumps(record.model_dump(mode="json"), indent=2, allow_nan=False))
+    """Write a record as JSON, atomically, with a seal: the fingerprint of all that it says.
+
+    NaN of a `FigureOrNaN` is null.
+    """
+    content = record.model_dump(mode="json")
+    content[_SEAL] = fingerprint(content)
+    write_text(path, json.dumps(content, indent=2, allow_nan=False))
 
 
 def read_record(path: Path, model: type[AnyRecord], what: str, command: str) -> AnyRecord:
@@ -120,7 +126,7 @@ def read_record(path: Path, model: type[AnyRecord], what: str, command: str) -> 
         If the file is missing, or is of another kind of artefact.
     DamagedError
         If it is not JSON, of another format, has an unknown, missing or wrong value, or does not
-        give its own fingerprint.
+        give its own fingerprint or seal. Files of older versions have no seal.
     """
     with reading(path, what, command):
         content = read_file(path, MOST_BYTES)
@@ -137,7 +143,10 @@ def parse_record(
         fault = f"it holds a {type(raw).__name__}, expected an object with keys"
         raise damaged(path, what, fault, command)
     _require_version(raw, path, model, what, command)
+    seal = None if _SEAL in model.model_fields else raw.pop(_SEAL, None)
     with reading(path, what, command):
+        if seal is not None:
+            text = json.dumps(raw)
         try:
             record = model.model_validate_json(text, strict=True)
         except ValidationError as error:
@@ -147,6 +156,9 @@ def parse_record(
         raise damaged(path, what, f"{', '.join(missing)} is missing", command)
     if "fingerprint" in raw and raw["fingerprint"] != fingerprint(record.content()):
         fault = "it does not give its fingerprint, so it was changed or damaged"
+        raise damaged(path, what, fault, command)
+    if seal is not None and seal != fingerprint(raw):
+        fault = "it does not give its seal, so it was changed or damaged"
         raise damaged(path, what, fault, command)
     return record
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from spg_pipe.artefacts.digests import file_digests
 from spg_pipe.artefacts.files import versions, write_json
 from spg_pipe.artefacts.record import write_record
 from spg_pipe.datasets.manifest import Manifest, MaskState
@@ -54,11 +55,12 @@ class Evaluation:
         The last is for `dvc metrics show`, which would show texts as metrics: numbers alone, below
         the names of both protocols.
         """
-        write_csv(path.with_suffix(".csv"), flat_rows(self.table))
+        written = [path.with_suffix(".csv"), path.parent / "means" / path.name]
+        write_csv(written[0], flat_rows(self.table))
         context = self.table.context
         defined = {k: v for k, v in self.table.mean.metrics.items() if math.isfinite(v)}
         protocols = f"method {context.method_protocol}, metrics {context.protocol}"
-        write_json(path.parent / "means" / path.name, {protocols: defined})
+        write_json(written[1], {protocols: defined})
         # A file may travel without the table beside it, so each names what it was made under.
         named = {
             "protocol": context.protocol,
@@ -76,7 +78,9 @@ class Evaluation:
         for name, points in files.items():
             file = path.parent / "curves" / f"{path.stem}-{name}.csv"
             write_csv(file, [point | named for point in points])
-        write_record(path, MetricsRecord.of(self.table, self.provenance))
+            written.append(file)
+        digests = file_digests(path.parent, *(str(f.relative_to(path.parent)) for f in written))
+        write_record(path, MetricsRecord.of(self.table, self.provenance, digests))
 
 
 def evaluate_scores(

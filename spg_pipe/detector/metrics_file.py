@@ -2,9 +2,11 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from spg_pipe.artefacts.record import FigureOrNaN, Record, read_record
+from pydantic import Field
+
+from spg_pipe.artefacts.record import FigureOrNaN, Name, Record, read_record
 from spg_pipe.detector.record import Auxiliary
 from spg_pipe.guides.kinds import Guides
 from spg_pipe.metrics import MetricsRow, MetricsTable, RowContext, RowCounts
@@ -49,19 +51,27 @@ class Provenance(Record):
 class MetricsRecord(Record):
     """The metrics of one detector on one target."""
 
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"files_sha256"})
     kind: Literal["metrics"] = "metrics"
     format: Literal[2] = 2
     context: RowContext
     mean: RowRecord
     categories: dict[str, RowRecord]
     provenance: Provenance
+    files_sha256: dict[Name, Name] = Field(default_factory=dict)
+    """Of the CSV files and of `means`, by their paths from the folder of this file."""
 
     @classmethod
-    def of(cls, table: MetricsTable, provenance: Provenance) -> "MetricsRecord":
-        """The record of a table of one seed."""
-        rows = {row.category: _record(row) for row in table.categories}
+    def of(
+        cls, table: MetricsTable, provenance: Provenance, digests: dict[str, str]
+    ) -> "MetricsRecord":
+        """The record of a table of one seed, with the digests of the files beside it."""
         return cls(
-            context=table.context, mean=_record(table.mean), categories=rows, provenance=provenance
+            context=table.context,
+            mean=_record(table.mean),
+            categories={row.category: _record(row) for row in table.categories},
+            provenance=provenance,
+            files_sha256=digests,
         )
 
     @property

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from spg_pipe.artefacts.checkpoint import below
-from spg_pipe.artefacts.digests import load_tensors, save_tensors
-from spg_pipe.artefacts.files import fresh_folder
+from spg_pipe.artefacts.digests import CURVE, file_digests, load_tensors, save_tensors
+from spg_pipe.artefacts.files import fresh_folder, write_text
 from spg_pipe.artefacts.reading import reading
 from spg_pipe.artefacts.record import read_record, write_record
 from spg_pipe.backbones.spec import BackboneSpec, TokenKey
@@ -42,6 +42,7 @@ from spg_pipe.guides.model import (
 from spg_pipe.recipe.params import ScoreParams
 
 _MAKE = "spg-pipe train-guides"
+_UNSAVED = {"tensors_sha256": "", "files_sha256": dict[str, str]()}
 Grids = Mapping[TokenKey, tuple[int, int]]
 
 
@@ -237,10 +238,11 @@ class Detector:
                 tensors[f"{layer}.{view}.codes"] = pair.codes
         with fresh_folder(path) as folder:
             sha256 = save_tensors(folder / "detector.safetensors", tensors)
-            record = self.record.model_copy(update={"tensors_sha256": sha256})
-            write_record(folder / "config.json", record)
             if curve:
-                (folder / "curve.csv").write_text(curve)
+                write_text(folder / CURVE, curve)
+            beside = file_digests(folder, CURVE) if curve else {}
+            digests = {"tensors_sha256": sha256, "files_sha256": beside}
+            write_record(folder / "config.json", self.record.model_copy(update=digests))
 
     @classmethod
     def load(cls, path: Path) -> "Detector":
@@ -266,7 +268,7 @@ class Detector:
                         normal, anomaly = held[f"{view}.vectors"]
                         pairs[view] = Pair(normal, anomaly, held[f"{view}.codes"])
                 layers[layer] = LayerGuides(pairs, held["atom_ids"], held["atoms"], grid)
-            detector = cls(layers, record.model_copy(update={"tensors_sha256": ""}))
+            detector = cls(layers, record.model_copy(update=_UNSAVED))
             detector._try()
         return detector
 

@@ -65,6 +65,7 @@ class DetectorOrigin(Record):
 class DetectorRecord(Record):
     """config.json of a detector."""
 
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"files_sha256"})
     kind: Literal["detector"] = "detector"
     format: Literal[3] = 3
     layers: dict[LayerName, tuple[Size, Size]]
@@ -87,6 +88,8 @@ class DetectorRecord(Record):
     fingerprint: Name = ""
     versions: dict[Name, Name]
     tensors_sha256: Name = ""
+    files_sha256: dict[Name, Name] = Field(default_factory=dict)
+    """Of curve.csv, where the guides were trained."""
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

@@ -33,7 +33,7 @@ def inspect(path: Path) -> dict[str, Any]:
 
 
 def _sae(path: Path) -> dict[str, Any]:
-    layers = read_quality(path)
+    layers = read_quality(path).layers
     quality = {layer: figures.model_dump(mode="json") for layer, figures in layers.items()}
     return {"quality": quality, **read_sae_record(path).model_dump(mode="json")}
 

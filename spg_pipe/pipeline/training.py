@@ -149,7 +149,7 @@ def train_guides_together(
     for run, seed in itertools.product(runs, seeds):
         path = sae or checked_sae(run, features, aux, seed)
         saes = loaded(path)
-        _require_useful(f"{path}", read_quality(path))
+        _require_useful(f"{path}", read_quality(path).layers)
         jobs.append((run, DetectorPlan.of(run.params, saes, seed)))
     given = named_input("store", store, runs[0].paths.store(aux), features.fingerprint)
     if sae:

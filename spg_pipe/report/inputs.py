@@ -4,12 +4,15 @@ Metrics and Scores are there, checked by the caller. A store, an SAE or a detect
 replaced or removed since; the page then says so.
 """
 
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from spg_pipe.artefacts.digests import CURVE, read_beside
+from spg_pipe.artefacts.reading import reading
 from spg_pipe.artefacts.record import AnyRecord, read_record
 from spg_pipe.datasets.layouts.catalogue import honours_exif
 from spg_pipe.decision.rules import Rule
@@ -125,8 +128,9 @@ def _seed_run(path: Path, folder: Path, seed: int) -> SeedRun:
     detector, rule = scores.record.detector, scores.record.rule
     if detector is None or rule is None:
         raise SpgError(f"{folder} was made without a detector. Run `spg-pipe score`.")
-    curves = _curve(path.parent / "curves" / f"{path.stem}-categories.csv")
-    return SeedRun(seed, read_metrics(path), curves, scores, detector, rule)
+    metrics, name = read_metrics(path), f"curves/{path.stem}-categories.csv"
+    curves = _curve(path.parent, name, metrics.files_sha256, "table of metrics")
+    return SeedRun(seed, metrics, curves, scores, detector, rule)
 
 
 def read_auxiliaries(
@@ -141,14 +145,15 @@ def _auxiliary(paths: Paths, aux: str, seed: int, origin: DetectorOrigin) -> Aux
     guides, sae = paths.detector(aux, seed), paths.sae(aux, seed)
     detector = _record(guides, DetectorRecord, origin.fingerprint)
     trained = _record(sae, SaeRecord, origin.sae.fingerprint)
+    quality = read_quality(sae) if trained else None
     return AuxiliaryRun(
         aux=aux,
         seed=seed,
         store=detector.store if detector else None,
         sae=sae if trained else None,
-        quality=read_quality(sae) if trained else {},
-        sae_curve=_curve(sae / "curve.csv") if trained else None,
-        guide_curve=_curve(guides / "curve.csv") if detector else None,
+        quality=quality.layers if quality else {},
+        sae_curve=_curve(sae, CURVE, quality.files_sha256) if quality else None,
+        guide_curve=_curve(guides, CURVE, detector.files_sha256) if detector else None,
     )
 
 
@@ -161,11 +166,16 @@ def _record(folder: Path, model: type[AnyRecord], wanted: str) -> AnyRecord | No
     return record if getattr(record, "fingerprint", None) == wanted else None
 
 
-def _curve(path: Path) -> "pd.DataFrame | None":
+def _curve(
+    folder: Path, name: str, digests: Mapping[str, str], what: str = "training artefact"
+) -> "pd.DataFrame | None":
     """A CSV file, if it is there; a category or a layer may be called 001 or NA."""
-    if not path.is_file():
+    content = read_beside(folder, name, digests, what, "dvc repro")
+    if content is None:
         return None
-    return pd.read_csv(path, dtype={"category": str, "layer": str}, keep_default_na=False)
+    kinds = {"category": str, "layer": str}
+    with reading(folder / name, what, "dvc repro"):
+        return pd.read_csv(io.BytesIO(content), dtype=kinds, keep_default_na=False)
 
 
 def stability(runs: Sequence[AuxiliaryRun]) -> dict[str, float]:

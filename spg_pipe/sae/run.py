@@ -3,14 +3,14 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from spg_pipe.artefacts.checkpoint import below
-from spg_pipe.artefacts.digests import load_tensors, save_tensors
-from spg_pipe.artefacts.files import fresh_folder, versions
+from spg_pipe.artefacts.digests import CURVE, file_digests, load_tensors, save_tensors
+from spg_pipe.artefacts.files import fresh_folder, versions, write_text
 from spg_pipe.artefacts.reading import reading
 from spg_pipe.artefacts.record import Count, Name, Record, Seed, read_record, write_record
 from spg_pipe.backbones.spec import BackboneSpec
@@ -114,10 +114,13 @@ class LayerQuality(Record):
 class SaeQuality(Record):
     """quality.json: the figures of each layer."""
 
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"files_sha256"})
     kind: Literal["sparse autoencoder quality"] = "sparse autoencoder quality"
     format: Literal[3] = 3
     protocol: str
     layers: dict[str, LayerQuality]
+    files_sha256: dict[Name, Name] = Field(default_factory=dict)
+    """Of curve.csv."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +151,11 @@ class SaeRun:
             sha256 = save_tensors(folder / "sae.safetensors", tensors)
             record = self.record.model_copy(update={"tensors_sha256": sha256})
             write_record(folder / "config.json", record)
-            write_record(folder / "quality.json", quality)
-            (folder / "curve.csv").write_text(curve)
+            write_text(folder / CURVE, curve)
+            digests = file_digests(folder, CURVE)
+            write_record(
+                folder / "quality.json", quality.model_copy(update={"files_sha256": digests})
+            )
 
     @classmethod
     def load(cls, path: Path) -> "SaeRun":
@@ -175,7 +181,6 @@ def read_sae_record(folder: Path) -> SaeRecord:
     return read_record(folder / "config.json", SaeRecord, WHAT, COMMAND)
 
 
-def read_quality(folder: Path) -> dict[str, LayerQuality]:
-    """quality.json of an SAE's folder, by layer, or an SpgError."""
-    path = folder / "quality.json"
-    return read_record(path, SaeQuality, f"quality of a {WHAT}", COMMAND).layers
+def read_quality(folder: Path) -> SaeQuality:
+    """quality.json of an SAE's folder, or an SpgError."""
+    return read_record(folder / "quality.json", SaeQuality, f"quality of a {WHAT}", COMMAND)

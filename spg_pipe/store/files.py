@@ -14,6 +14,7 @@ from zarr.storage import FsspecStore, LocalStore, WrapperStore
 from spg_pipe.artefacts.reading import MOST_BYTES, damaged, read_file, read_json, unreadable
 from spg_pipe.errors import SpgError
 from spg_pipe.store.format import COMMAND, SHARD_INDEX
+from spg_pipe.store.shards import ShardEntry, crc32c
 
 
 class StoreFiles:
@@ -91,43 +92,60 @@ class StoreFiles:
             return {}
         return content if isinstance(content, dict) else {}
 
-    def group(self, sizes: Mapping[str, int]) -> Any:
-        """The store as a Zarr group, for reading; `sizes` are those of its data files in bytes."""
+    def group(self, entries: Mapping[str, ShardEntry]) -> Any:
+        """The store as a Zarr group, for reading; `entries` are its data files by their names."""
         inner: Any = (
             LocalStore(self.local, read_only=True)
             if self.local is not None
             else FsspecStore.from_url(str(self.place), read_only=True)
         )
-        return zarr.open_group(_WholeFiles(inner, str(self.place), sizes), mode="r")
+        return zarr.open_group(_WholeFiles(inner, str(self.place), entries), mode="r")
 
 
 class _WholeFiles(WrapperStore[Any]):
-    """A Zarr store of which every listed file is there and every answer as long as asked for.
+    """A Zarr store of which every listed file is there, as it was written, and every answer as long
+    as asked for.
 
-    Zarr alone reads a missing file as fill values, and takes what a web server sends that does not
-    know `Range` for the part that it asked for.
+    Zarr alone reads a missing file as fill values, takes what a web server sends that does not know
+    `Range` for the part that it asked for, and does not look whether a bit has changed. Files are
+    held against their checksums when they are first read; but not tokens, of which a whole file is
+    large: those are, image by image, by whoever reads them.
     """
 
-    def __init__(self, store: Any, place: str, sizes: Mapping[str, int]) -> None:
+    def __init__(self, store: Any, place: str, entries: Mapping[str, ShardEntry]) -> None:
         super().__init__(store)
-        self._place, self._sizes = place, sizes
+        self._place, self._entries = place, entries
+        self._intact: set[str] = set()
 
     def _with_store(self, store: Any) -> "_WholeFiles":
-        return type(self)(store, self._place, self._sizes)
+        return type(self)(store, self._place, self._entries)
 
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
         """See Zarr's `Store`; raises SpgError."""
+        entry = self._entries.get(key)
+        if entry is not None and key not in self._intact and not key.startswith("tokens_"):
+            whole = await self._answer(key, prototype, None)
+            if crc32c(whole.to_bytes()) != entry.crc32c:
+                fault = "its bytes do not give the recorded crc32c"
+                raise damaged(f"{self._place}/{key}", "store", fault, COMMAND)
+            self._intact.add(key)
+            if byte_range is None:
+                return whole
+        return await self._answer(key, prototype, byte_range)
+
+    async def _answer(self, key: str, prototype: Any, byte_range: Any) -> Any:
+        """What is there, of the size that was asked for."""
         place = f"{self._place}/{key}"
         try:
             value = await self._store.get(key, prototype, byte_range)
         except Exception as error:
             raise unreadable(place, error) from error
-        size = self._sizes.get(key)
-        if size is None:  # metadata
+        entry = self._entries.get(key)
+        if entry is None:  # metadata
             return value
         if value is None:
             raise damaged(place, "store", "the file is missing", COMMAND)
-        asked = size
+        asked = size = entry.bytes
         if isinstance(byte_range, RangeByteRequest):
             asked = byte_range.end - byte_range.start
         elif isinstance(byte_range, SuffixByteRequest):

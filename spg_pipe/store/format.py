@@ -10,7 +10,7 @@ from numcodecs.zstd import Zstd
 from pydantic import Field, model_validator
 from zarr.codecs import ZstdCodec
 
-from spg_pipe.artefacts.files import write_bytes
+from spg_pipe.artefacts.files import fingerprint, write_bytes
 from spg_pipe.artefacts.record import LARGEST_SIDE, Count, LayerName, Name, Record, Size, inside
 from spg_pipe.backbones.spec import LABELS, BackboneSpec
 from spg_pipe.datasets.manifest import Skipped
@@ -62,9 +62,9 @@ class StoreSpec(Record):
 
     BESIDE: ClassVar[frozenset[str]] = frozenset(
         {"fingerprint", "licences", "notes", "skipped", "selection", "sources", "layout"}
-        | {"versions", "computed", "complete"}
+        | {"versions", "computed", "complete", "index_sha256", "seal"}
     )
-    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"white", "computed"})
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"white", "computed", "index_sha256", "seal"})
 
     schema_version: Literal[2] = Field(default=SCHEMA_VERSION, alias="schema")
     dataset: Name
@@ -100,6 +100,10 @@ class StoreSpec(Record):
     """How the network computed the tokens, where its precision left a choice."""
     complete: bool = False
     """Set last, once every file is in its place."""
+    index_sha256: Name | None = None
+    """SHA-256 of shards.json, which holds the checksums of all other files."""
+    seal: Name | None = None
+    """Of zarr.json (`seal_of`); None in a store of a version that wrote neither."""
 
     @model_validator(mode="after")
     def _agree(self) -> "StoreSpec":
@@ -139,6 +143,12 @@ class StoreSpec(Record):
     def encode_tokens(self, image: memoryview) -> bytes | memoryview:
         """The bytes of one image's tokens as an inner chunk of a shard."""
         return image if self.compressor == "none" else _zstd().encode(image)
+
+
+def seal_of(metadata: Mapping[str, Any]) -> str:
+    """Fingerprint of a group's zarr.json, its attributes and arrays, without the seal itself."""
+    attributes = {k: v for k, v in metadata["attributes"].items() if k != "seal"}
+    return fingerprint({**metadata, "attributes": attributes})
 
 
 def encode_mask(mask: np.ndarray) -> bytes:

@@ -8,7 +8,6 @@ import numpy as np
 from spg_pipe.errors import SpgError
 from spg_pipe.store.format import StoreSpec, large_arrays, small_arrays
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.store.tokens import RawTokens
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -60,8 +59,7 @@ def open_dask(path: Path | str, *, chunk_images: int | None = None) -> dict[str,
     for name in (*large, *small_arrays(store.spec)):
         array = group[name]
         kind, _, layer = name.partition("_")
-        is_raw = store.raw and kind == "tokens"
-        source = RawTokens(Path(store.path), store.spec, layer) if is_raw else array
+        source = store.token_array(layer) if kind == "tokens" else array
         chunks = (images, *array.shape[1:]) if name in large else array.shape
         # The fingerprint stands for the content: equal names mean equal numbers to Dask.
         label = f"{name}-{tokenize(str(store.path), store.fingerprint, chunks)}"

@@ -1,17 +1,18 @@
 """Open a finished store and read it."""
 
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spg_pipe.artefacts.reading import MOST_BYTES, reading, shown
+from spg_pipe.artefacts.reading import MOST_BYTES, damaged, reading, shown
 from spg_pipe.artefacts.record import parse_record
 from spg_pipe.errors import DamagedError, NotThereError, SpgError
 from spg_pipe.store.files import StoreFiles
@@ -26,12 +27,13 @@ from spg_pipe.store.format import (
     decode_mask,
     encode_mask,
     require_values,
+    seal_of,
 )
-from spg_pipe.store.shards import data_files, parse_entries
+from spg_pipe.store.shards import ShardEntry, data_files, parse_entries
 
 if TYPE_CHECKING:
     import pandas as pd
-from spg_pipe.store.tokens import RawTokens, Unchanged, read_plain
+from spg_pipe.store.tokens import Checksums, PlainTokens, RawTokens, TokenArray, Unchanged
 
 
 class FeatureStore:
@@ -64,7 +66,7 @@ class FeatureStore:
             raise SpgError(
                 f"{self.path} has no {SHARD_INDEX}; make it again with {REMAKE}."
             ) from error
-        self.entries = parse_entries(listed, f"{self.path}/{SHARD_INDEX}")
+        self.entries = self._listed(listed)
         self._unchanged = Unchanged(self.files.local, self.fingerprint)
         faults = self.file_faults() if check_files else []
         if faults:
@@ -74,10 +76,12 @@ class FeatureStore:
         self.raw = uncompressed and not plain
         """Whether tokens are read at their offsets, not through zarr-python."""
         self._arrays: dict[str, np.ndarray] = {}
+        self._token_arrays: dict[str, TokenArray] = {}
 
     def _spec(self) -> StoreSpec:
-        attributes = self.files.attributes()
-        if attributes is None or "schema" not in attributes:
+        metadata = self.files.metadata()
+        attributes = metadata.get("attributes")
+        if not isinstance(attributes, dict) or "schema" not in attributes:
             raise SpgError(
                 f"{self.path} is not a feature store, or its zarr.json is damaged. Check the path, "
                 f"or make it with `spg-pipe extract`; a damaged store with {REMAKE}."
@@ -93,8 +97,19 @@ class FeatureStore:
                 "`spg-pipe extract` again; it goes on where it stopped.",
                 command="extract",
             )
-        text = json.dumps(attributes)
-        return parse_record(text, self.path, StoreSpec, "store", COMMAND)
+        spec = parse_record(json.dumps(attributes), self.path, StoreSpec, "store", COMMAND)
+        if spec.seal and spec.seal != seal_of(metadata):
+            fault = "its zarr.json does not give its seal, so it was changed or damaged"
+            raise damaged(self.path, "store", fault, COMMAND)
+        return spec
+
+    def _listed(self, index: bytes) -> list[ShardEntry]:
+        """The entries of shards.json, which must be as the attributes say."""
+        name, sha256 = f"{self.path}/{SHARD_INDEX}", self.spec.index_sha256
+        entries = parse_entries(index, name)
+        if sha256 and hashlib.sha256(index).hexdigest() != sha256:
+            raise damaged(name, "index of a store", "it was changed or damaged", COMMAND)
+        return entries
 
     def file_faults(self) -> list[str]:
         """Files that are not listed, not there or of another size, and arrays that Zarr cannot
@@ -190,7 +205,7 @@ class FeatureStore:
     def group(self) -> Any:
         """The store as a Zarr group, for reading."""
         with self.reading("zarr.json"):
-            group = self.files.group({entry.name: entry.bytes for entry in self.entries})
+            group = self.files.group({entry.name: entry for entry in self.entries})
             _ = [group[name] for name in array_forms(self.spec)]  # what Zarr cannot read fails here
             return group
 
@@ -216,13 +231,16 @@ class FeatureStore:
             raise SpgError(f"{self.path} has images 0 to {len(self) - 1}; asked for {wrong[0]}.")
         return rows.astype(np.int64)
 
-    @cached_property
-    def _readers(self) -> dict[str, Callable[[np.ndarray, np.ndarray], None]]:
-        """Layer → what fills memory (n, N, D) with the tokens of some images."""
-        folder = self.files.local
-        if self.raw and folder is not None:
-            return {layer: RawTokens(folder, self.spec, layer).read for layer in self.layers}
-        return {layer: partial(read_plain, self.group[f"tokens_{layer}"]) for layer in self.layers}
+    def token_array(self, layer: str) -> TokenArray:
+        """A layer's patch tokens, read where they are sliced."""
+        if layer not in self._token_arrays:
+            checksums, folder = Checksums(self.array(f"checksum_{layer}")), self.files.local
+            self._token_arrays[layer] = (
+                RawTokens(folder, self.spec, layer, checksums)
+                if self.raw and folder is not None
+                else PlainTokens(self.group[f"tokens_{layer}"], self.spec, layer, checksums)
+            )
+        return self._token_arrays[layer]
 
     def tokens(self, layer: str, images: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Patch tokens of some images.
@@ -244,9 +262,9 @@ class FeatureStore:
             shape = self.spec.layers[layer]
             out = np.empty((len(rows), shape.patches, shape.dim), dtype=self.spec.dtype)
         if len(rows):
-            read = self._readers[layer]
+            tokens = self.token_array(layer)
             with self.reading(f"tokens_{layer}"):
-                read(rows, out)
+                tokens.read(rows, out)
         return out
 
     @cached_property

@@ -1,6 +1,7 @@
 """Two readers of one layer's tokens that give the same bits: positional, and zarr-python."""
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -9,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from spg_pipe.artefacts.reading import unreadable
+from spg_pipe.artefacts.reading import damaged, reading, unreadable
 from spg_pipe.errors import SpgError
 from spg_pipe.store.files import read_attributes
-from spg_pipe.store.format import REMAKE, StoreSpec
-from spg_pipe.store.shards import chunk_file
+from spg_pipe.store.format import COMMAND, REMAKE, StoreSpec
+from spg_pipe.store.shards import chunk_file, crc32c
 
 READ_THREADS = 4
 """Reads under way at once: enough for a disk's queue, harmless where the page cache answers."""
@@ -48,37 +49,39 @@ class Unchanged:
         self._stamp = stamp
 
 
-def read_plain(array: Any, images: np.ndarray, out: np.ndarray) -> None:
-    """Read tokens of one layer as Zarr gives them, whatever the codec and wherever they lie.
+class Checksums:
+    """Holds an image's tokens against their crc32c the first time that they are read.
 
-    For compressed and for remote stores, and the reference that `RawTokens.read` is held to.
-    """
-    start = 0
-    # Zarr reads a slice of neighbours at once; its fancy indexing is 10 times slower.
-    for run in np.split(images, np.flatnonzero(np.diff(images) != 1) + 1):
-        out[start : start + len(run)] = array[int(run[0]) : int(run[-1]) + 1]
-        start += len(run)
-
-
-class RawTokens:
-    """The token shards of one layer in a local, uncompressed store; an array that Dask slices.
-
-    Reading an image is one `preadv` into the destination (docs/store.md, "Files"): no copy in
-    Python, and threads read at the same time.
+    Parameters
+    ----------
+    expected : (n,) uint32
+        Of each image of the store, as it says itself.
     """
 
-    def __init__(self, root: Path, spec: StoreSpec, layer: str) -> None:
-        self._root, self._spec, self._layer = root, spec, layer
-        self._shard_images, self._image_bytes = spec.shard_images, spec.image_bytes(layer)
-        self._unchanged = Unchanged(root, spec.fingerprint)
-        self._files: dict[int, int] = {}
+    def __init__(self, expected: np.ndarray) -> None:
+        self.expected = expected
+        self._intact = np.zeros(len(expected), bool)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Checksums, (self.expected,)  # another process looks for itself
+
+    def damaged(self, images: np.ndarray, tokens: np.ndarray) -> int | None:
+        """The first of some images (k,) whose tokens (k, N, D) are not what was written."""
+        for place in np.flatnonzero(~self._intact[images]):
+            if crc32c(tokens[place]) != self.expected[images[place]]:
+                return int(images[place])
+        self._intact[images] = True
+        return None
+
+
+class TokenArray(ABC):
+    """The patch tokens of one layer, (n, N, D): an array that reads what is sliced of it."""
+
+    def __init__(self, spec: StoreSpec, layer: str, checksums: Checksums) -> None:
         shape = spec.layers[layer]
         self.shape, self.ndim = (spec.images, shape.patches, shape.dim), 3
         self.dtype = np.dtype(spec.dtype)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Another process opens the files itself: descriptors mean nothing there.
-        return RawTokens, (self._root, self._spec, self._layer)
+        self._spec, self._layer, self._checksums = spec, layer, checksums
 
     def __getitem__(self, key: tuple[Any, ...]) -> np.ndarray:
         first, *rest = key
@@ -89,21 +92,72 @@ class RawTokens:
             self.read(images, out)
         return out[:, *rest] if rows.ndim else out[0][*rest]
 
+    @abstractmethod
     def read(self, images: np.ndarray, out: np.ndarray) -> None:
         """Read patch tokens of some images.
 
         Parameters
         ----------
-        images : (n,) int
+        images : (k,) int
             Image rows, in any order.
-        out : (n, N, D)
+        out : (k, N, D)
             In the store's dtype; each image's part must be contiguous.
 
         Raises
         ------
         SpgError
-            If a shard cannot be read, or the store was replaced.
+            If they cannot be read or are damaged, or the store was replaced.
         """
+
+    def _require_intact(self, images: np.ndarray, tokens: np.ndarray, place: Path | str) -> None:
+        """Refuse tokens (k, N, D) that are not what was written into a file."""
+        if (image := self._checksums.damaged(images, tokens)) is not None:
+            fault = f"the tokens of image {image} do not give their crc32c"
+            raise damaged(place, "store", fault, COMMAND)
+
+
+class PlainTokens(TokenArray):
+    """Tokens as Zarr gives them, whatever the codec and wherever they lie.
+
+    For compressed and for remote stores, and the reference that `RawTokens` is held to.
+    """
+
+    def __init__(self, array: Any, spec: StoreSpec, layer: str, checksums: Checksums) -> None:
+        super().__init__(spec, layer, checksums)
+        self._array = array
+
+    def read(self, images: np.ndarray, out: np.ndarray) -> None:
+        """See `TokenArray`."""
+        start = 0
+        # Zarr reads a slice of neighbours at once; its fancy indexing is 10 times slower.
+        for run in np.split(images, np.flatnonzero(np.diff(images) != 1) + 1):
+            tokens, source = out[start : start + len(run)], f"{self._array.store_path}"
+            with reading(source, "store", COMMAND):
+                tokens[...] = self._array[int(run[0]) : int(run[-1]) + 1]
+            self._require_intact(run, tokens, source)
+            start += len(run)
+
+
+class RawTokens(TokenArray):
+    """The token shards of one layer in a local, uncompressed store.
+
+    Reading an image is one `preadv` into the destination (docs/store.md, "Files"): no copy in
+    Python, and threads read at the same time.
+    """
+
+    def __init__(self, root: Path, spec: StoreSpec, layer: str, checksums: Checksums) -> None:
+        super().__init__(spec, layer, checksums)
+        self._root = root
+        self._shard_images, self._image_bytes = spec.shard_images, spec.image_bytes(layer)
+        self._unchanged = Unchanged(root, spec.fingerprint)
+        self._files: dict[int, int] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process opens the files itself: descriptors mean nothing there.
+        return RawTokens, (self._root, self._spec, self._layer, self._checksums)
+
+    def read(self, images: np.ndarray, out: np.ndarray) -> None:
+        """See `TokenArray`."""
         pieces = self._pieces(images, packed=out.flags.c_contiguous)
         if len(pieces) == 1 or len(images) * self._image_bytes <= _PIECE_BYTES:
             self._read_pieces(pieces, out)
@@ -147,6 +201,12 @@ class RawTokens:
                     end, expected = offset + done, offset + len(view)
                     raise self._fault(shard, f"ends at byte {end}, expected at least {expected}")
                 done += got
+            images = np.arange(count) + shard * self._shard_images + place
+            try:
+                self._require_intact(images, target, self._path(shard))
+            except SpgError:
+                self._unchanged.require()  # a replaced store explains any fault
+                raise
 
     def _fault(self, shard: int, what: str) -> SpgError:
         self._unchanged.require()  # a replaced store explains any fault

@@ -1,5 +1,6 @@
 """Write a store shard by shard, so that a killed run resumes at the first missing shard."""
 
+import hashlib
 import json
 import shutil
 import warnings
@@ -27,6 +28,7 @@ from spg_pipe.store.format import (
     create_arrays,
     encode_mask,
     large_arrays,
+    seal_of,
     write_small,
 )
 from spg_pipe.store.reader import FeatureStore
@@ -253,7 +255,9 @@ class StoreWriter:
             # both are known (docs/store.md).
             warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
             zarr.consolidate_metadata(group.store)
-        _change_attributes(self.path, {"complete": True})
+        index = (self.path / SHARD_INDEX).read_bytes()
+        digest = hashlib.sha256(index).hexdigest()
+        _change_attributes(self.path, {"complete": True, "index_sha256": digest})
 
     def _small_arrays(self, lost_regions: np.ndarray) -> Iterator[tuple[str, str, np.ndarray]]:
         """Name, dimension and values of each."""
@@ -330,4 +334,5 @@ def _refuse_other_content(path: Path, spec: StoreSpec, manifest: Manifest) -> No
 def _change_attributes(path: Path, changes: Mapping[str, object]) -> None:
     metadata = json.loads((path / "zarr.json").read_text())
     metadata["attributes"].update(changes)
+    metadata["attributes"]["seal"] = seal_of(metadata)
     write_json(path / "zarr.json", metadata)

@@ -140,7 +140,7 @@ def _judge(
 
 def _dictionaries(folders: tuple[Path, ...]) -> dict[str, float]:
     """R², dead share and, of several seeds, stability: means over layers and seeds."""
-    layers = [layer for folder in folders for layer in read_quality(folder).values()]
+    layers = [layer for folder in folders for layer in read_quality(folder).layers.values()]
     alike = seeds_stability([SaeRun.load(folder) for folder in folders])
     return {
         "r2": statistics.fmean(layer.r2 for layer in layers),

@@ -193,6 +193,7 @@ def change(folder: Path, edit: Callable[[dict], None]) -> None:
     path = folder / "config.json"
     content = json.loads(path.read_text())
     edit(content)
+    del content["seal"]
     kept = {name: each for name, each in content.items() if name not in BankRecord.BESIDE}
     content["fingerprint"] = fingerprint(kept)
     path.write_text(json.dumps(content))

@@ -141,6 +141,7 @@ CHUNK = "maps.zarr/probability_1/c/0/0/0"
 
 def edited(place: Path, **content: object) -> None:
     config = json.loads((place / "config.json").read_text())
+    config.pop("seal", None)
     (place / "config.json").write_text(json.dumps(config | content))
 
 

@@ -90,6 +90,7 @@ def sealed(config: Any, model: Any) -> Any:
     """With the fingerprint that its content gives: a stranger can compute it, too."""
     if not isinstance(config, dict):
         return config
+    config = {key: value for key, value in config.items() if key != "seal"}
     content = {key: value for key, value in config.items() if key not in model.BESIDE}
     try:
         return config | {"fingerprint": fingerprint(content)}

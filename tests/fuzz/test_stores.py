@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from functools import partial
@@ -16,7 +17,7 @@ from tiny import extracted, files
 
 from fuzz.mutations import as_text, damaged_bytes, damaged_json, message_of
 from spg_pipe.artefacts.files import fingerprint
-from spg_pipe.store.format import StoreSpec
+from spg_pipe.store.format import StoreSpec, seal_of
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.shards import crc32c
 from spg_pipe.store.verify import verify
@@ -40,8 +41,8 @@ def places(tiny_store, tiny_manifest, tmp_path_factory) -> dict[Path, dict[str, 
     return {place: Files(files(place)) for place in (plain, packed)}
 
 
-def sealed(group: Any) -> Any:
-    """The group's metadata with the fingerprint that its attributes give."""
+def sealed(group: Any, index: bytes) -> Any:
+    """The group's metadata with the digests that its attributes, itself and the index give."""
     if not isinstance(group, dict) or not isinstance(group.get("attributes"), dict):
         return group
     beside = StoreSpec.BESIDE
@@ -51,8 +52,11 @@ def sealed(group: Any) -> Any:
     if isinstance(backbone, dict):
         labels = ("alias", "weights", "licence")
         content["backbone"] = {k: v for k, v in backbone.items() if k not in labels}
+    digests = {"index_sha256": hashlib.sha256(index).hexdigest()}
     try:
-        return {**group, "attributes": {**attributes, "fingerprint": fingerprint(content)}}
+        digests["fingerprint"] = fingerprint(content)
+        whole = {**group, "attributes": {**attributes, **digests}}
+        return {**whole, "attributes": {**whole["attributes"], "seal": seal_of(whole)}}
     except (ValueError, RecursionError):
         return group
 
@@ -64,23 +68,27 @@ def damaged_store(draw: st.DrawFn, content: dict[str, bytes]) -> dict[str, bytes
     how = draw(st.sampled_from(["attributes", "group", "array", "array", "index", "data"]))
     if how == "attributes":
         group["attributes"] = draw(damaged_json(group["attributes"]))
-        return {GROUP: draw(as_text(sealed(group)))}
+        return {GROUP: draw(as_text(sealed(group, content[INDEX])))}
     if how == "group":
-        return {GROUP: draw(as_text(draw(damaged_json(group))))}
+        return {GROUP: draw(as_text(sealed(draw(damaged_json(group)), content[INDEX])))}
     if how == "array":
         arrays = group["consolidated_metadata"]["metadata"]
         name = draw(st.sampled_from(sorted(arrays)))
         arrays[name] = draw(damaged_json(arrays[name]))
-        return {GROUP: json.dumps(group).encode(), f"{name}/zarr.json": draw(as_text(arrays[name]))}
+        whole = json.dumps(sealed(group, content[INDEX])).encode()
+        return {GROUP: whole, f"{name}/zarr.json": draw(as_text(arrays[name]))}
     index = json.loads(content[INDEX])
     if how == "index":
-        return {INDEX: draw(as_text(draw(damaged_json(index))))}
+        text = draw(as_text(draw(damaged_json(index))))
+        return {GROUP: json.dumps(sealed(group, text)).encode(), INDEX: text}
     entry = draw(st.sampled_from(index["files"]))
     data = draw(damaged_bytes(content[entry["name"]]))
     entry["bytes"] = len(data)
     if draw(st.booleans()):
         entry["crc32c"] = crc32c(data)
-    return {INDEX: json.dumps(index).encode(), entry["name"]: data}
+    text = json.dumps(index).encode()
+    whole = json.dumps(sealed(group, text)).encode()
+    return {GROUP: whole, INDEX: text, entry["name"]: data}
 
 
 def use(place: Path) -> None:

@@ -175,7 +175,7 @@ def test_save_and_load_give_the_same_run(tiny_store: FeatureStore, tmp_path: Pat
     # As JSON, because NaN does not equal itself.
     again, first = (
         {layer: figures.model_dump_json() for layer, figures in layers.items()}
-        for layers in (read_quality(tmp_path / "sae"), quality.layers)
+        for layers in (read_quality(tmp_path / "sae").layers, quality.layers)
     )
     assert again == first
     written = pd.read_csv(tmp_path / "sae/curve.csv")

@@ -109,7 +109,7 @@ def test_tokens_travel_to_another_process_without_open_files(tiny_store: Feature
     tokens[0].compute()
     sent = pickle.loads(pickle.dumps(tokens))  # noqa: S301
     assert np.array_equal(sent[9].compute(), tiny_store.tokens("1", np.array([9]))[0])
-    reader = RawTokens(tiny_store.path, tiny_store.spec, "1")
+    reader = tiny_store.token_array("1")
     assert reader[0, :].shape == (16, 12)
     assert reader._files
     assert not pickle.loads(pickle.dumps(reader))._files  # noqa: S301

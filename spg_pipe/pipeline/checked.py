@@ -115,12 +115,15 @@ def checked_metrics(run: RecipeRun, way: Direction, seed: int) -> tuple[Path, Pa
 def finished_metrics(run: RecipeRun) -> dict[tuple[str, str, int], tuple[Path, Path]]:
     """`checked_metrics` of every direction and seed: auxiliary set, target, seed → files.
 
-    What is missing or does not fit is told and left out; an `SpgError` if nothing is left.
+    What is missing or does not fit is told and left out; an `SpgError` if something is damaged or
+    nothing is left.
     """
     finished, missing = {}, []
     for way, seed in itertools.product(run.params.directions, run.params.seeds):
         try:
             finished[way.aux, way.target, seed] = checked_metrics(run, way, seed)
+        except DamagedError:  # that is mended before anything is said of it
+            raise
         except SpgError as error:
             missing.append(str(error))
     if not finished:

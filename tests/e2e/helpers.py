@@ -58,7 +58,7 @@ def spg_process(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[st
 
 def spg(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     """`spg-pipe …` in a folder, in this process; what no message is made of is raised."""
-    return _here(main, ["spg-pipe", *map(str, arguments)], cwd)
+    return here(main, ["spg-pipe", *map(str, arguments)], cwd)
 
 
 def run_stages(folder: Path) -> None:
@@ -80,7 +80,7 @@ def run_stage(name: str, folder: Path) -> subprocess.CompletedProcess[str]:
     script = ROOT / "stages" / f"{name.partition('@')[0]}.py"
     start = partial(runpy.run_path, str(script), run_name="__main__")
     with mock.patch.dict(os.environ, DVC_STAGE=name):
-        return _here(start, [str(script)], folder)
+        return here(start, [str(script)], folder)
 
 
 def _stages(folder: Path) -> list[Any]:
@@ -95,7 +95,7 @@ def _stages(folder: Path) -> list[Any]:
         return list(lexicographical_topological_sort(graph, key=lambda stage: stage.addressing))
 
 
-def _here(start: Callable[[], Any], argv: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+def here(start: Callable[[], Any], argv: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     """Call a program's entry point with these arguments, in this folder."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     with (

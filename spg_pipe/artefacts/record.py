@@ -186,8 +186,7 @@ def _literal(model: type[Record], name: str) -> tuple[Any, ...]:
 
 
 def first_fault(error: ValidationError) -> str:
-    """The first fault in words: its place in the file, and what is wrong."""
+    """The first fault in words: its place in the file, if not the whole, and what is wrong."""
     first = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(str(part) for part in first["loc"]) or "the whole"
-    reason = str(first["msg"])
-    return f"{place}: {reason[:1].lower()}{reason[1:]}"
+    place, reason = ".".join(str(part) for part in first["loc"]), str(first["msg"])
+    return f"{place}{': ' * bool(place)}{reason[:1].lower()}{reason[1:]}"

@@ -183,7 +183,7 @@ def _rows(card: Card) -> list[tuple[str, str]]:
             for form, each in card.agreement.items()
         ),
         *(
-            (name, f"{each.bytes / 1e6:.1f} MB, SHA-256 {each.sha256}")
+            (name, f"{each.bytes:,} bytes, SHA-256 {each.sha256}")
             for name, each in card.files.items()
         ),
         ("made with", ", ".join(" ".join(each) for each in card.versions.items())),

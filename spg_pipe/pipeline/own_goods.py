@@ -48,8 +48,8 @@ def _text(bank: FittedBank, ask: Ask) -> str:
     record, shown = bank.record, replace(ask, normals=None).again
     alone = record.footing is None
     ranked = sorted(record.goods, key=lambda good: -((good.alone if alone else good.fused) or 0.0))
-    how = "alone" if alone else "with the guides, and alone"
-    lines = [f"Each by a bank of the others (leave-one-out), {how}:"]
+    lines = ["Each by a bank of the others (leave-one-out; fused: with the guides):"]
+    lines.append("    alone  image" if alone else "    fused      alone  image")
     for good in ranked:
         scores = [score for score in (good.fused, good.alone) if score is not None]
         lines.append(one_line("  ".join([*(f"{score:9.4f}" for score in scores), good.path])))

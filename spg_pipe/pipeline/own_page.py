@@ -81,7 +81,6 @@ class OwnPage:
             low=low,
             high=high,
             notes=notes,
-            grouped="Group",
             outlined="regions",
             before=_macros().overview(lines.counts, bool(thresholds), lines.failures),
             others=lines.others,

@@ -75,9 +75,9 @@ class Item:
             if header.peak is not None:
                 raise SpgError(
                     f"The image {file} has 16 bits and does not say which value is white, "
-                    "and images that come one by one cannot tell it together. Give their folder in "
-                    "place of standard input (in Python an array whose white is 65535), or save "
-                    "them with white at 65535 and the PNG chunk sBIT."
+                    "and images that come one by one cannot tell it together. Save them with white "
+                    "at 65535 and the PNG chunk sBIT, or give `predict` their folder (in Python an "
+                    "array whose white is 65535)."
                 )
         return read_image(file, exif=how.exif, white=how.white, content=data)
 

@@ -89,8 +89,6 @@ class Gallery:
     """Sentences below the title."""
     back: tuple[str, str] | None = None
     """Address, as from index.html, and name of a page above."""
-    grouped: str = "Category"
-    """What a group is called."""
     outlined: str = "masks"
     """What the white lines surround."""
     before: Markup = field(default_factory=Markup)
@@ -152,7 +150,7 @@ def write_gallery(folder: Path, gallery: Gallery, images: Iterable[GalleryImage]
 
 
 def starting_thresholds(gallery: Gallery, images: Sequence[GalleryImage]) -> dict[str, Threshold]:
-    """Group → the threshold that the page starts with, in the order of the images."""
+    """Group → the threshold that the page starts with, sorted by name."""
     highest: dict[str, float] = {}
     for image in images:
         highest[image.group] = max(image.score, highest.get(image.group, -math.inf))
@@ -163,7 +161,7 @@ def starting_thresholds(gallery: Gallery, images: Sequence[GalleryImage]) -> dic
     none = "no threshold was set: this is the highest score"
     return {
         name: gallery.thresholds.get(name, Threshold(top, none, decides=False))
-        for name, top in highest.items()
+        for name, top in sorted(highest.items())
     }
 
 

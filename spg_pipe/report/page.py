@@ -49,8 +49,8 @@ def known(value: Any) -> bool:
 
 
 def fixed(value: float | None, digits: int = 3) -> str:
-    """0.123, or a dash."""
-    return f"{value:.{digits}f}" if known(value) else UNDEFINED
+    """0.123 or −0.123, or a dash."""
+    return f"{value:.{digits}f}".replace("-", "−") if known(value) else UNDEFINED
 
 
 def signed(value: float | None, digits: int = 3) -> str:

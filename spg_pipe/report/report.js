@@ -1,9 +1,10 @@
 // What the pages do beyond lying there: sort tables, move a threshold, filter images, fade maps.
 // A classic script, so that it runs from a file. Without it everything that was computed is there.
+// `serve` puts it before its page.js, which uses `element`.
 "use strict";
 
 function element(name, attributes = {}, ...children) {
-  const svg = ["svg", "rect", "line", "text"].includes(name);
+  const svg = ["svg", "rect", "line", "text", "polygon"].includes(name);
   const made = svg ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   made.append(...children);
@@ -94,7 +95,7 @@ function element(name, attributes = {}, ...children) {
     // Scores that count without a picture.
     const others = [...starts].flatMap(([group, { others: scores }]) =>
       scores.map((score) => ({ group, score, label: "unknown" })));
-    const { rule, grouped } = byId("threshold-says").dataset;
+    const { rule } = byId("threshold-says").dataset;
     const differ = new Set([...starts.values()].map((start) => start.value)).size > 1;
     const chosen = (id) => (byId(id) ? byId(id).value : "");
     const words = (id) => byId(id).selectedOptions[0].textContent;
@@ -166,15 +167,15 @@ function element(name, attributes = {}, ...children) {
       slider.value = threshold;
       slider.setAttribute("aria-valuetext", view.relative ? `${shown} above each threshold` : String(shown));
       byId("threshold-value").value = shown;
-      const only = chosen("category") ? `${grouped[0].toUpperCase()}${grouped.slice(1)} ${words("category")}. ` : "";
+      const only = chosen("category") ? `Category ${words("category")}. ` : "";
       byId("threshold-says").textContent = `${only}${told(shown)} ${rule}`;
     }
 
     function told(shown) {
       const moved = threshold !== view.start;
       if (view.relative) {
-        if (!moved) return `Every ${grouped} at its own threshold (${view.says}); scale and order are of how far a score is above it.`;
-        return `Every ${grouped} at its own threshold ${shown < 0 ? "−" : "+"} ${Math.abs(shown)}, moved by hand.`;
+        if (!moved) return `Every category at its own threshold (${view.says}); scale and order are of how far a score is above it.`;
+        return `Every category at its own threshold ${shown < 0 ? "−" : "+"} ${Math.abs(shown)}, moved by hand.`;
       }
       if (!moved) return `Threshold ${minus(shown)}: ${view.says}.`;
       const start = minus(Number(view.start.toPrecision(4)));
@@ -234,7 +235,7 @@ function element(name, attributes = {}, ...children) {
 
     function move(value) {
       if (!known(value)) return;
-      threshold = Math.min(Math.max(value, view.low), view.high);
+      threshold = value;
       judge();
       if (chosen("verdict")) filter();
       rest();
@@ -251,7 +252,9 @@ function element(name, attributes = {}, ...children) {
     const histogram = histogramOf(byId("histogram"), move);
     byId("threshold").addEventListener("input", (event) => move(Number(event.target.value)));
     byId("threshold").addEventListener("change", () => { if (chosen("order") === "near") order(); });
-    byId("threshold-value").addEventListener("change", (event) => move(event.target.valueAsNumber));
+    byId("threshold-value").addEventListener("change", ({ target }) => {
+      if (target.reportValidity()) move(target.valueAsNumber); // else the browser says what it takes
+    });
     byId("threshold-reset").addEventListener("click", () => move(view.start));
     if (byId("category")) byId("category").addEventListener("change", () => { begin(); rest(); });
     for (const id of ["defect", "verdict"]) {
@@ -285,7 +288,8 @@ function element(name, attributes = {}, ...children) {
     function draw(view) {
       const wide = Math.max(holder.clientWidth, 200), within = wide - 2 * EDGE;
       x = {
-        of: (value) => EDGE + ((value - view.low) / (view.high - view.low)) * within,
+        // A threshold that was typed may lie beyond.
+        of: (value) => EDGE + Math.min(Math.max((value - view.low) / (view.high - view.low), 0), 1) * within,
         at: (pixel) => view.low + ((pixel - EDGE) / within) * (view.high - view.low),
       };
       const bars = { anomalous: new Array(BINS).fill(0), unknown: new Array(BINS).fill(0), normal: new Array(BINS).fill(0) };
@@ -328,7 +332,7 @@ function element(name, attributes = {}, ...children) {
       const up = ["anomalous", "unknown"].filter(total).map((label) => words[label]).join(" and ");
       if (above) svg.append(element("text", { x: EDGE, y: 12 }, `↑ ${up}, up to ${above} in a bar`));
       if (below) svg.append(element("text", { x: EDGE, y: HIGH - BELOW - 4 }, `↓ normal${reference ? " images of the calibration" : ""}, up to ${below} in a bar`));
-      line = element("line", { class: "threshold", y1: 0, y2: HIGH - BELOW });
+      line = element("line", { class: "threshold", y1: 17, y2: HIGH - BELOW - 17 });
       svg.append(line);
       holder.replaceChildren(svg);
     }

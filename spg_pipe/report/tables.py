@@ -103,7 +103,7 @@ def operating_table(table: MetricsTable) -> Table | None:
     cells = [
         (
             row_label(row),
-            *(digits(row.thresholds.get(name, math.nan)) for name in thresholds),
+            *(digits(row.thresholds.get(name, math.nan)).replace("-", "−") for name in thresholds),
             *(cell(row, name) for name in OPERATING),
         )
         for row in table.rows

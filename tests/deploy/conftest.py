@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
+    from deploy.serving import Server
+    from spg_pipe.detector.model import Detector
     from spg_pipe.predict.predictor import Predictor
     from spg_pipe.sae.run import SaeRun
     from spg_pipe.store.reader import FeatureStore
@@ -33,3 +36,14 @@ def detector(predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> 
     path = tmp_path_factory.mktemp("detectors") / "bolts"
     predictor.detector.save(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def server(tiny_detector: Detector) -> Iterator[Server]:
+    """With small bounds."""
+    from deploy.serving import served
+    from spg_pipe.deploy.serving.bounds import Bounds
+
+    bounds = Bounds(body_bytes=200_000, pixels=10_000, body_seconds=1, seconds=5, images=4)
+    with served(tiny_detector, bounds) as running:
+        yield running

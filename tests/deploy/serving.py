@@ -29,6 +29,9 @@ from spg_pipe.predict.finish import Finish
 from spg_pipe.predict.items import Reading
 from spg_pipe.predict.predictor import Predictor
 
+INFER = "/v2/models/tiny/infer"
+TINY = {"name": "image", "shape": [1, 1, 2, 3], "datatype": "UINT8", "data": [0, 1, 2, 3, 4, 5]}
+
 
 class Gate(TinyBackbone):
     """A backbone that judges while its gate is open, and says when it waits."""

@@ -23,10 +23,11 @@ from deploy.serving import Server, picture, pixels, served, until
 from spg_pipe.bank.normal_patches import BATCH
 from spg_pipe.detector.model import Detector
 from spg_pipe.predict.finish import Finish, finish
-from spg_pipe.predict.items import Reading, find_items
+from spg_pipe.predict.items import Reading, find_items, sha256_of
 from spg_pipe.predict.judge import JudgedImage, Unreadable, judge_items
 from spg_pipe.predict.pictures import map_png, overlay_picture
 from spg_pipe.predict.predictor import Predictor
+from spg_pipe.predict.result import parse_line
 
 MODEL = "/v2/models/tiny"
 
@@ -181,7 +182,11 @@ def test_without_a_threshold_there_is_no_decision_to_ask_for(tiny_detector: Dete
 def test_metrics_count_requests_and_images_by_their_decision(server: Server) -> None:
     before = sum(server.count("spg_images_total", decision=d) for d in ("normal", "anomalous"))
     server.client.post("/predict", content=picture())
-    server.client.post("/predict", content=b"no image")
+    unreadable = server.count("spg_images_total", decision="unreadable")
+    content = b"no image"
+    line = parse_line(server.client.post("/predict", content=content, params={"group": "a"}).text)
+    assert (line.path, line.group, line.sha256) == ("unnamed", "a", sha256_of(content))
+    assert server.count("spg_images_total", decision="unreadable") == unreadable + 1
     server.client.get("/nowhere")
     after = sum(server.count("spg_images_total", decision=d) for d in ("normal", "anomalous"))
     assert after == before + 1

@@ -8,7 +8,6 @@ import socket
 import struct
 import time
 import zlib
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from typing import Any
@@ -17,19 +16,9 @@ import psutil
 import pytest
 from PIL import Image
 
-from deploy.serving import Server, picture, pixels, refused, served, until
+from deploy.serving import INFER, TINY, Server, picture, pixels, refused, served, until
 from spg_pipe.deploy.serving.bounds import Bounds
 from spg_pipe.detector.model import Detector
-
-INFER = "/v2/models/tiny/infer"
-TINY = {"name": "image", "shape": [1, 1, 2, 3], "datatype": "UINT8", "data": [0, 1, 2, 3, 4, 5]}
-
-
-@pytest.fixture(scope="module")
-def server(tiny_detector: Detector) -> Iterator[Server]:
-    bounds = Bounds(body_bytes=200_000, pixels=10_000, body_seconds=1, seconds=5, images=4)
-    with served(tiny_detector, bounds) as running:
-        yield running
 
 
 def bomb(kind: str, side: int = 30_000) -> bytes:
@@ -181,7 +170,7 @@ def test_what_is_no_image_is_a_4xx_that_says_so(server: Server) -> None:
 def test_any_name_is_only_a_name(server: Server, name: str) -> None:
     answer = server.client.post("/predict", params={"name": name, "group": name}, content=picture())
     assert answer.status_code == 200
-    assert answer.json()["path"] == (name if name not in ("", "/") else "image")
+    assert answer.json()["path"] == (name if name not in ("", "/") else "unnamed")
     refused(server, 422, params={"name": name}, content=b"no image")
 
 
@@ -204,8 +193,10 @@ def test_a_form_without_one_file_is_a_400(server: Server) -> None:
 
 
 def test_an_option_that_does_not_exist_is_a_422_that_names_it(server: Server) -> None:
-    refused(server, 422, "mapp", params={"mapp": 1}, content=picture())
-    refused(server, 422, "overlay", params={"overlay": "perhaps"}, content=picture())
+    known = "map, overlay, photo, explain, name, group"
+    refused(server, 422, "mapp=1", known, params={"mapp": 1}, content=picture())
+    wrong = {"overlay": "perhaps"}
+    refused(server, 422, "overlay=perhaps", "true or false", params=wrong, content=picture())
 
 
 def test_unknown_models_versions_and_paths_are_a_404_and_wrong_methods_a_405(
@@ -218,7 +209,7 @@ def test_unknown_models_versions_and_paths_are_a_404_and_wrong_methods_a_405(
     refused(server, 404, "'other'", "'tiny'", path="/v2/models/other/infer", json={})
     answer = server.client.get("/predict")
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
-    assert "Method Not Allowed" in answer.json()["error"]
+    assert "Method Not Allowed: expected is POST." in answer.json()["error"]
 
 
 def test_what_is_no_http_is_a_400(server: Server) -> None:

@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
 import pytest
 
-from deploy.serving import Server, pixels, refused, served
+from deploy.serving import INFER, TINY, Server, pixels, refused
 from spg_pipe.deploy.serving import tensors
 from spg_pipe.deploy.serving.bounds import Bounds, RefusedError
-from spg_pipe.detector.model import Detector
-
-INFER = "/v2/models/tiny/infer"
-TINY = {"name": "image", "shape": [1, 1, 2, 3], "datatype": "UINT8", "data": [0, 1, 2, 3, 4, 5]}
-
-
-@pytest.fixture(scope="module")
-def server(tiny_detector: Detector) -> Iterator[Server]:
-    bounds = Bounds(body_bytes=200_000, pixels=10_000, body_seconds=1, seconds=5, images=4)
-    with served(tiny_detector, bounds) as running:
-        yield running
 
 
 @pytest.mark.parametrize(
@@ -66,7 +54,7 @@ def test_a_shape_of_too_many_pixels_is_refused_whatever_the_data(server: Server)
     ("text", "word"),
     [
         ("", "empty"),
-        ("{", "JSON"),
+        ("{", "Found: invalid JSON"),
         ("[]", "object"),
         ("null", "object"),
         ('{"inputs": []}', "inputs"),

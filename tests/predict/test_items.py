@@ -89,7 +89,7 @@ def test_16_bits_that_do_not_say_what_is_white_need_their_set(tree):
     Image.new("I;16", (20, 30), 4000).save(tree / "deep.png")
     item = next(iter(find_items(["-"], tree / "out", io.BytesIO(b"deep.png\n"))))
     read: Callable[[Reading], object] = lambda how: item.pixels(item.content(), how)  # noqa: E731
-    with pytest.raises(SpgError, match="Give their folder in place of standard input"):
+    with pytest.raises(SpgError, match="give `predict` their folder"):
         read(Reading(strict_white=True))
     read(Reading(strict_white=True, white=4095))
     read(Reading())

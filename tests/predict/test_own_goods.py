@@ -86,6 +86,7 @@ def test_fit_says_what_the_goods_say(run, made, tmp_path):
     code, out, err = fit(run, made, tmp_path / "bank")
     assert code == 0, err
     record = FittedBank.load(tmp_path / "bank").record
+    assert "\n    fused      alone  image\n" in out
     for good in record.goods:
         assert f"{good.fused:9.4f}  {good.alone:9.4f}  {good.path}" in out
     assert "few-shot: 4 normal images of the target" in out

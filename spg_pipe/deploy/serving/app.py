@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 
 from spg_pipe.deploy.serving.bounds import RefusedError, TooLongError
 from spg_pipe.deploy.serving.counts import Counts, counted
-from spg_pipe.deploy.serving.documents import ModelInfo, ServerInfo, TensorInfo, errors
+from spg_pipe.deploy.serving.documents import Asked, ModelInfo, ServerInfo, TensorInfo, errors
 from spg_pipe.deploy.serving.judging import add_inference, add_predict
 from spg_pipe.deploy.serving.page import add_page
 from spg_pipe.deploy.serving.service import VERSION, Service
@@ -61,16 +61,19 @@ def _add_errors(app: FastAPI, counts: Counts) -> None:
 
     @app.exception_handler(HTTPException)
     def http(_: Request, error: HTTPException) -> Response:
-        return problem(
-            f"{error.detail}. GET /openapi.json lists what there is.",
-            error.status_code,
-            error.headers,
-        )
+        allowed = (error.headers or {}).get("Allow")
+        said = f"{error.detail}{f': expected is {allowed}' if allowed else ''}"
+        more = "GET /openapi.json lists what there is."
+        return problem(f"{said}. {more}", error.status_code, error.headers)
 
     @app.exception_handler(RequestValidationError)
     def invalid(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        return problem(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", 422)
+        known = f"one of {', '.join(Asked.model_fields)}"
+        kinds = {"bool_parsing": "true or false", "extra_forbidden": known}
+        expected = kinds.get(first["type"], first["msg"])
+        name, value = (printable(str(each))[:50] for each in (first["loc"][-1], first["input"]))
+        return problem(f"Found: the option {name}={value}. Expected: {expected}.", 422)
 
     @app.exception_handler(ClientDisconnect)
     def disconnected(_: Request, __: ClientDisconnect) -> Response:

@@ -26,6 +26,9 @@ from spg_pipe.deploy.serving.waiting import Answer, Wanted
 from spg_pipe.predict.items import Item
 from spg_pipe.predict.result import Failure, Result
 
+_UNNAMED = "unnamed"
+"""An image that came without a name."""
+
 
 def add_inference(app: FastAPI, service: Service) -> None:
     """`infer`, of both addresses."""
@@ -41,9 +44,7 @@ def add_inference(app: FastAPI, service: Service) -> None:
         service.require_model(name, version)
         async with service.place():
             asked = await _tensors(request, service)
-            if isinstance(asked.image, bytes):
-                await service.check_header("image", asked.image)
-            item = Item("image", asked.image, asked.group)
+            item = Item(_UNNAMED, asked.image, asked.group)
             values = _values(await service.judged(request, item, Wanted()))
             made = await to_thread.run_sync(
                 write_answer, asked, (name, VERSION), values, limiter=service.parsing
@@ -110,8 +111,7 @@ def add_predict(app: FastAPI, service: Service) -> None:
         async with service.place():
             given, content = await file_in(request, await read_body(request, service.bounds))
             name = (given or asked.name)[:500]
-            item = Item(name if PurePosixPath(name).name else "image", content, asked.group)
-            await service.check_header(item.name, content)
+            item = Item(name if PurePosixPath(name).name else _UNNAMED, content, asked.group)
             answer = await service.judged(request, item, asked)
             status = 422 if isinstance(answer.line, Failure) else 200
             text = await to_thread.run_sync(_with_more, answer)

@@ -1,5 +1,5 @@
-"use strict";
 // An image goes to POST /predict; what comes back is shown. Nothing is loaded from elsewhere.
+// `element` is of report.js, which stands before this in the file that is served.
 const at = (id) => document.getElementById(id);
 const WORDS = {
   map_guides: "what looks like a defect of the auxiliary set, where the map is highest",
@@ -12,13 +12,6 @@ const signed = (value, digits = 3) =>
   (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits);
 const fixed = (value) => value.toFixed(4).replace("-", "−");
 let running = null; // aborts the request of an image that another one replaces
-
-function element(name, text, attributes = {}) {
-  const made = document.createElement(name);
-  made.textContent = text;
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  return made;
-}
 
 async function judge(file) {
   running?.abort();
@@ -38,7 +31,7 @@ async function judge(file) {
 }
 
 async function answerTo(file, signal) {
-  const query = new URLSearchParams({ name: file.name || "image", overlay: true, photo: true });
+  const query = new URLSearchParams({ name: file.name, overlay: true, photo: true });
   query.set("explain", at("form").dataset.explain); // a bank alone has no atoms
   const request = { method: "POST", body: file, signal };
   request.headers = { "Content-Type": "application/octet-stream" };
@@ -62,11 +55,8 @@ function show(answer) {
   if (line.p_value !== null) facts.push(["p-value: share of normal images that score as high", line.p_value.toPrecision(2)]);
   if (line.normals !== null) facts.push(["Of your normal images score as high", `${line.normals_above} of ${line.normals}`]);
   facts.push(["Map's highest value", line.peak.toFixed(3)], ["Size", `${line.width} × ${line.height} pixels`]);
-  at("facts").replaceChildren(...facts.map(([name, value]) => {
-    const pair = element("div", "");
-    pair.append(element("dt", name), element("dd", value));
-    return pair;
-  }));
+  at("facts").replaceChildren(...facts.map(([name, value]) =>
+    element("div", {}, element("dt", {}, name), element("dd", {}, value))));
   at("photo").src = `data:image/jpeg;base64,${photo}`;
   at("photo").alt = `The photograph ${line.path}`;
   at("map").src = `data:image/jpeg;base64,${overlay}`;
@@ -83,12 +73,8 @@ function outline(line) {
   svg.setAttribute("viewBox", `0 0 ${line.width} ${line.height}`);
   svg.setAttribute("preserveAspectRatio", "none");
   svg.setAttribute("aria-label", `Outlines of ${line.regions.length} regions`);
-  svg.replaceChildren(...["under", "over"].flatMap((kind) => line.regions.map((region) => {
-    const polygon = document.createElementNS("http://www.w3.org/2000/svg", "polygon");
-    polygon.setAttribute("points", region.polygon.map((point) => point.join(",")).join(" "));
-    polygon.setAttribute("class", kind);
-    return polygon;
-  })));
+  svg.replaceChildren(...["under", "over"].flatMap((kind) => line.regions.map((region) =>
+    element("polygon", { points: region.polygon.map((point) => point.join(",")).join(" "), class: kind }))));
 }
 
 function regions(line) {
@@ -98,30 +84,26 @@ function regions(line) {
   at("no-regions").textContent = line.regions.length ? "" : none;
   at("regions-box").hidden = !line.regions.length;
   at("regions").tBodies[0].replaceChildren(...line.regions.map((region) => {
-    const row = element("tr", "");
-    row.append(element("th", region.number, { scope: "row" }));
     const values = [region.peak.toFixed(3), region.mean.toFixed(3), region.area, ...region.bbox];
-    row.append(...values.map((value) => element("td", value)));
-    return row;
+    return element("tr", {}, element("th", { scope: "row" }, region.number), ...values.map((value) => element("td", {}, value)));
   }));
 }
 
 function why(explanation) {
-  if (!explanation) return [element("p", "A bank alone uses no guides: there is nothing to take apart.")];
+  if (!explanation) return [element("p", {}, "A bank alone uses no guides: there is nothing to take apart.")];
   const parts = Object.entries(explanation.components).sort((a, b) => Math.abs(b[1]) - Math.abs(a[1]));
-  const list = element("ul", "", { id: "components" });
-  list.append(...parts.map(([name, value]) => element("li", `${signed(value)}: ${WORDS[name] ?? name}`)));
-  const made = [element("p", `The score ${signed(explanation.score)} is the detector's bias, ${signed(explanation.bias)}, and the sum of:`), list];
+  const list = element("ul", { id: "components" },
+    ...parts.map(([name, value]) => element("li", {}, `${signed(value)}: ${WORDS[name] ?? name}`)));
+  const made = [element("p", {}, `The score ${signed(explanation.score)} is the detector's bias, ${signed(explanation.bias)}, and the sum of:`), list];
   const apart = explanation.atoms.filter((atom) => atom.excess !== undefined).sort((a, b) => Math.abs(b.excess) - Math.abs(a.excess));
   const total = apart.reduce((sum, atom) => sum + Math.abs(atom.excess), 0);
   if (total > 0) {
-    const atoms = element("ul", "", { id: "atoms" });
-    atoms.append(...apart.slice(0, 5).map((atom) => {
+    const atoms = element("ul", { id: "atoms" }, ...apart.slice(0, 5).map((atom) => {
       const share = Math.round(100 * Math.abs(atom.excess) / total);
       const side = atom.excess > 0 ? "for" : "against";
-      return element("li", `${signed(atom.excess)}: atom ${atom.layer}-${atom.atom}, ${side} a defect (${share} % of all atoms)`);
+      return element("li", {}, `${signed(atom.excess)}: atom ${atom.layer}-${atom.atom}, ${side} a defect (${share} % of all atoms)`);
     }));
-    made.push(element("p", "What the strongest atoms say where the map is highest, beside what they say of the rest of the image:"), atoms);
+    made.push(element("p", {}, "What the strongest atoms say where the map is highest, beside what they say of the rest of the image:"), atoms);
   }
   return made;
 }

@@ -27,9 +27,12 @@ def add_page(app: FastAPI, service: Service) -> None:
         explains=not service.waiting.how.predictor.alone,
     )
     folder = files("spg_pipe.deploy.serving")
-    style = files("spg_pipe.report").joinpath("report.css").read_text(encoding="utf-8")
-    style += folder.joinpath("page.css").read_text(encoding="utf-8")
-    script = folder.joinpath("page.js").read_text(encoding="utf-8")
+    shared = files("spg_pipe.report")
+    style, script = (
+        shared.joinpath(f"report.{kind}").read_text(encoding="utf-8")
+        + folder.joinpath(f"page.{kind}").read_text(encoding="utf-8")
+        for kind in ("css", "js")
+    )
 
     @app.get("/", include_in_schema=False)
     def index() -> Response:

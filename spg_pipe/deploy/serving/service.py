@@ -73,13 +73,13 @@ class Service:
                 late = f"The image was not judged within {self.bounds.seconds:g} s (--seconds)."
                 raise RefusedError(503, f"{late} Send it again.", retry=1) from None
 
-    async def check_header(self, name: str, content: bytes) -> None:
-        """See `bounds.check_header`."""
-        exif = self.waiting.reading.exif
-        await to_thread.run_sync(partial(check_header, name, content, self.bounds, exif=exif))
-
     async def judged(self, request: Request, item: Item, wanted: Wanted) -> Answer:
-        """What is said of a request's image; a `ClientDisconnect` if nobody waits any more."""
+        """What is said of a request's image.
+
+        A `RefusedError` if it is too large, a `ClientDisconnect` if nobody waits any more.
+        """
+        if isinstance(item.source, bytes):
+            await to_thread.run_sync(check_header, item.source, self.bounds)
         if wanted.explain and self.waiting.how.predictor.alone:
             raise RefusedError(400, "A bank alone uses no guides, so nothing can be explained.")
         answer = asyncio.wrap_future(self.waiting.judged(item, wanted))

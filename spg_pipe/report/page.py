@@ -1,11 +1,13 @@
 """What the pages have in common: how a template is filled, and how numbers are written."""
 
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from spg_pipe.decision.heat_maps import OPACITY
 from spg_pipe.errors import SpgError, one_line, printable
@@ -28,6 +30,7 @@ def environment() -> Environment:
         keep_trailing_newline=True,
     )
     made.filters |= {"fixed": fixed, "signed": signed, "per_cent": per_cent, "known": known}
+    made.filters["path"] = breakable
     made.globals["opacity"] = OPACITY
     return made
 
@@ -41,6 +44,11 @@ def write_assets(folder: Path) -> None:
 def _printable(value: object) -> object:
     """What the page shows of a value; markup was made from such values."""
     return one_line(printable(value)) if type(value) is str else value
+
+
+def breakable(path: str) -> Markup:
+    """A path that a narrow page breaks behind its slashes, escaped."""
+    return Markup("<wbr>").join(re.split("(?<=/)", one_line(printable(path))))
 
 
 def known(value: Any) -> bool:

@@ -48,6 +48,18 @@ def test_the_slider_moves_the_counts_and_says_so(own):
     expect(own.locator("#threshold-says")).to_contain_text("Of a test")
 
 
+def test_a_typed_threshold_is_taken_wherever_it_lies_and_what_is_none_is_said(own):
+    typed = own.locator("#threshold-value")
+    typed.fill("999")
+    typed.press("Enter")
+    assert (count(own, "above"), count(own, "below")) == (0, 4)
+    expect(own.locator("#threshold-says")).to_contain_text("Threshold 999, moved by hand")
+    typed.fill("")
+    typed.press("Enter")
+    assert typed.evaluate("e => e.matches(':focus') && e.validity.valueMissing")
+    assert (count(own, "above"), count(own, "below")) == (0, 4)
+
+
 def test_precision_and_recall_follow_the_threshold(gallery):
     total = count(gallery, "tp") + count(gallery, "fn")
     normal = count(gallery, "fp") + count(gallery, "tn")

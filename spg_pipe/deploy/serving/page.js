@@ -53,7 +53,7 @@ function show(answer) {
   const facts = [["Score", fixed(line.score)]];
   if (line.threshold !== null) facts.push(["Threshold (anomalous above it)", fixed(line.threshold)]);
   if (line.p_value !== null) facts.push(["p-value: share of normal images that score as high", line.p_value.toPrecision(2)]);
-  if (line.normals !== null) facts.push(["Of your normal images score as high", `${line.normals_above} of ${line.normals}`]);
+  if (line.normals !== null) facts.push(["Your normal images that score as high", `${line.normals_above} of ${line.normals}`]);
   facts.push(["Map's highest value", line.peak.toFixed(3)], ["Size", `${line.width} × ${line.height} pixels`]);
   at("facts").replaceChildren(...facts.map(([name, value]) =>
     element("div", {}, element("dt", {}, name), element("dd", {}, value))));
@@ -79,7 +79,7 @@ function outline(line) {
 
 function regions(line) {
   const none = line.pixel_threshold === null
-    ? "There is no threshold of pixels, so no regions are told."
+    ? "No pixel threshold is set, so no regions are shown."
     : "No pixel of the map is above the pixel threshold.";
   at("no-regions").textContent = line.regions.length ? "" : none;
   at("regions-box").hidden = !line.regions.length;
@@ -101,9 +101,9 @@ function why(explanation) {
     const atoms = element("ul", { id: "atoms" }, ...apart.slice(0, 5).map((atom) => {
       const share = Math.round(100 * Math.abs(atom.excess) / total);
       const side = atom.excess > 0 ? "for" : "against";
-      return element("li", {}, `${signed(atom.excess)}: atom ${atom.layer}-${atom.atom}, ${side} a defect (${share} % of all atoms)`);
+      return element("li", {}, `${signed(atom.excess)}: atom ${atom.layer}-${atom.atom}, ${side} a defect (${share} % of the sum of all atoms' sizes)`);
     }));
-    made.push(element("p", {}, "What the strongest atoms say where the map is highest, beside what they say of the rest of the image:"), atoms);
+    made.push(element("p", {}, "The strongest atoms where the map is highest, compared with the rest of the image:"), atoms);
   }
   return made;
 }

@@ -29,8 +29,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters |= {"fixed": fixed, "signed": signed, "per_cent": per_cent, "known": known}
-    made.filters["path"] = breakable
+    made.filters |= {each.__name__: each for each in (breakable, fixed, known, per_cent, signed)}
     made.globals["opacity"] = OPACITY
     return made
 

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-VOID = {"meta", "img", "link", "br", "input"}
+VOID = {"meta", "img", "link", "br", "input", "wbr"}
 
 
 class Page(HTMLParser):

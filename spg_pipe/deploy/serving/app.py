@@ -62,16 +62,15 @@ def _add_errors(app: FastAPI, counts: Counts) -> None:
     @app.exception_handler(HTTPException)
     def http(_: Request, error: HTTPException) -> Response:
         allowed = (error.headers or {}).get("Allow")
-        said = f"{error.detail}{f': expected is {allowed}' if allowed else ''}"
-        more = "GET /openapi.json lists what there is."
-        return problem(f"{said}. {more}", error.status_code, error.headers)
+        said = f"{error.detail}: expected is {allowed}" if allowed else error.detail
+        text = f"{said}. GET /openapi.json lists what there is."
+        return problem(text, error.status_code, error.headers)
 
     @app.exception_handler(RequestValidationError)
     def invalid(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        known = f"one of {', '.join(Asked.model_fields)}"
-        kinds = {"bool_parsing": "true or false", "extra_forbidden": known}
-        expected = kinds.get(first["type"], first["msg"])
+        known = {"bool_parsing": "true or false", "extra_forbidden": ", ".join(Asked.model_fields)}
+        expected = known.get(first["type"], first["msg"])
         name, value = (printable(str(each))[:50] for each in (first["loc"][-1], first["input"]))
         return problem(f"Found: the option {name}={value}. Expected: {expected}.", 422)
 

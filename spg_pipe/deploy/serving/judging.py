@@ -26,9 +26,6 @@ from spg_pipe.deploy.serving.waiting import Answer, Wanted
 from spg_pipe.predict.items import Item
 from spg_pipe.predict.result import Failure, Result
 
-_UNNAMED = "unnamed"
-"""An image that came without a name."""
-
 
 def add_inference(app: FastAPI, service: Service) -> None:
     """`infer`, of both addresses."""
@@ -44,7 +41,7 @@ def add_inference(app: FastAPI, service: Service) -> None:
         service.require_model(name, version)
         async with service.place():
             asked = await _tensors(request, service)
-            item = Item(_UNNAMED, asked.image, asked.group)
+            item = Item("unnamed", asked.image, asked.group)
             values = _values(await service.judged(request, item, Wanted()))
             made = await to_thread.run_sync(
                 write_answer, asked, (name, VERSION), values, limiter=service.parsing
@@ -111,7 +108,7 @@ def add_predict(app: FastAPI, service: Service) -> None:
         async with service.place():
             given, content = await file_in(request, await read_body(request, service.bounds))
             name = (given or asked.name)[:500]
-            item = Item(name if PurePosixPath(name).name else _UNNAMED, content, asked.group)
+            item = Item(name if PurePosixPath(name).name else "unnamed", content, asked.group)
             answer = await service.judged(request, item, asked)
             status = 422 if isinstance(answer.line, Failure) else 200
             text = await to_thread.run_sync(_with_more, answer)

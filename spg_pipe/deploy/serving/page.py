@@ -26,11 +26,9 @@ def add_page(app: FastAPI, service: Service) -> None:
         megapixels=bounds.pixels // MILLION,
         explains=not service.waiting.how.predictor.alone,
     )
-    folder = files("spg_pipe.deploy.serving")
-    shared = files("spg_pipe.report")
+    folders = ("spg_pipe.report", "report"), ("spg_pipe.deploy.serving", "page")
     style, script = (
-        shared.joinpath(f"report.{kind}").read_text(encoding="utf-8")
-        + folder.joinpath(f"page.{kind}").read_text(encoding="utf-8")
+        "".join((files(room) / f"{name}.{kind}").read_text("utf-8") for room, name in folders)
         for kind in ("css", "js")
     )
 

@@ -74,10 +74,7 @@ class Service:
                 raise RefusedError(503, f"{late} Send it again.", retry=1) from None
 
     async def judged(self, request: Request, item: Item, wanted: Wanted) -> Answer:
-        """What is said of a request's image.
-
-        A `RefusedError` if it is too large, a `ClientDisconnect` if nobody waits any more.
-        """
+        """What is said of an image; a `RefusedError`, or a `ClientDisconnect` if nobody waits."""
         if isinstance(item.source, bytes):
             await to_thread.run_sync(check_header, item.source, self.bounds)
         if wanted.explain and self.waiting.how.predictor.alone:

@@ -28,7 +28,7 @@ def main() -> None:
     path = next(filter(None, map(shutil.which, NAMES)))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        page = opened(browser, gallery / "index.html", 1420)
+        page = opened(browser, gallery / "index.html", 1450)
         take(page, options.out / "gallery.jpg")
         page.locator("#gallery figure a").first.click()
         page.wait_for_url("**/images/*.html")

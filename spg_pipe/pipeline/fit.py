@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spg_pipe.artefacts.digests import file_digests
 from spg_pipe.artefacts.files import require_writable, write_text
 from spg_pipe.artefacts.record import write_record
 from spg_pipe.backbones.load import resolve
@@ -134,8 +135,9 @@ def fit(
         )
     held = HeldOut.of(checked_detector(run, params.name, seed), judged, store)
     table, listing = table_of(store, judged, contents), out / TABLE
-    write_record(out / ESTIMATE, held)
     write_text(listing, table.to_csv(index=False))
+    held = held.model_copy(update={"files_sha256": file_digests(out, TABLE)})
+    write_record(out / ESTIMATE, held)
     detector = run.paths.detector(params.name, seed)
     words = [*held.in_words(table), f"All images: {listing}", "", *_next(detector, asked)]
     content = {"detector": detector, "table": listing, "held_out": held.model_dump(mode="json")}

@@ -1,10 +1,13 @@
 """What is said of a detector's own images, each judged by one that has not learned from it."""
 
+import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
+from spg_pipe.artefacts.digests import read_beside
 from spg_pipe.artefacts.reading import reading
 from spg_pipe.artefacts.record import Count, FigureOrNaN, Name, Record, Seed, read_record
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_UNKNOWN
@@ -26,6 +29,7 @@ _SHOWN = 10
 class HeldOut(Record):
     """held-out.json: what can be expected of new images like these."""
 
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"files_sha256"})
     kind: Literal["held-out estimate"] = "held-out estimate"
     format: Literal[1] = 1
     detector: Name
@@ -51,6 +55,8 @@ class HeldOut(Record):
     """Normal images with a score above 0."""
     missed: Count
     """Anomalous images with a score of 0 or below."""
+    files_sha256: dict[Name, Name] = Field(default_factory=dict)
+    """Of held-out.csv."""
 
     @classmethod
     def of(cls, detector: DetectorRecord, judged: OutOfFold, store: FeatureStore) -> "HeldOut":
@@ -128,6 +134,7 @@ def learned_from(detector: Path, fingerprint: str) -> set[str]:
             continue
         held = read_record(out / ESTIMATE, HeldOut, "held-out estimate", "spg-pipe fit")
         if held.detector == fingerprint:
+            table = read_beside(out, TABLE, held.files_sha256, "held-out table", "spg-pipe fit")
             with reading(out / TABLE, "held-out table", "spg-pipe fit"):
-                return set(pd.read_csv(out / TABLE, usecols=["sha256"])["sha256"])
+                return set(pd.read_csv(io.BytesIO(table or b""), usecols=["sha256"])["sha256"])
     return set()

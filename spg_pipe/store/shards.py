@@ -40,9 +40,10 @@ class ShardIndex(Record):
 
 def crc32c(data: bytes | memoryview | np.ndarray) -> int:
     """CRC-32C (Castagnoli) of bytes, the checksum that Zarr uses."""
-    if isinstance(data, np.ndarray):
-        data = raw_bytes(data)
-    return int(google_crc32c.value(bytes(data) if isinstance(data, memoryview) else data))
+    if isinstance(data, bytes):
+        return int(google_crc32c.value(data))
+    whole = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+    return int(google_crc32c.value(whole))  # takes arrays, but no memoryview, without a copy
 
 
 def raw_bytes(array: np.ndarray) -> memoryview:

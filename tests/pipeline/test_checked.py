@@ -334,7 +334,7 @@ def test_metrics_that_are_none_or_of_other_scores_are_not_reported(project, patt
     path = run.paths.metrics("left", "right", 111)
     edited, count = re.subn(pattern, text, path.read_text(), count=1, flags=re.DOTALL)
     assert count == 1
-    path.write_text(edited)
+    path.write_text(re.sub(r',\s*"seal": "\w*"', "", edited))
     with pytest.raises(SpgError, match=message):
         targets.report(run)
 

@@ -17,6 +17,7 @@ from spg_pipe.pipeline.run import RecipeRun, image_size, require_set
 from spg_pipe.recipe.machine import choose_device, cpu_workers
 from spg_pipe.recipe.params import Dataset
 from spg_pipe.store import extract as writing
+from spg_pipe.store.compute import inputs_at_once
 from spg_pipe.store.masks import mask_notes
 from spg_pipe.store.reader import FeatureStore, selection_note
 
@@ -106,7 +107,7 @@ def extract(
     # First of all, because missing weights are the likeliest reason to stop.
     backbone = backbone or load_backbone(run)
     if sides := params.tiles.get(dataset.name):
-        at_once = writing.inputs_at_once(backbone.spec, params.batch_images, device)
+        at_once = inputs_at_once(backbone.spec, params.batch_images, device)
         backbone = tiled(backbone, sides, at_once=at_once)
     if from_manifest:
         manifest = Manifest.load(run.paths.manifest(dataset), root=dataset.root)

@@ -13,6 +13,7 @@ from typer import Option
 from spg_pipe.cli import decide, deploy, fit, predict, project, tools
 from spg_pipe.cli import explain as explain_commands
 from spg_pipe.cli.options import (
+    BACKBONE,
     RECIPE,
     BankOption,
     CategoriesOption,
@@ -22,6 +23,7 @@ from spg_pipe.cli.options import (
     TilesOption,
     bank_alone,
     names_of,
+    shards_of,
     shared,
     sides_of,
 )
@@ -87,7 +89,7 @@ def prepare(options: Options, split: SplitOption = None) -> None:
 
 
 @app.command()
-@shared("backbone", "weights", "image_size", "layers", "skip_bad", "device", "workers", *RECIPE)
+@shared(*BACKBONE, "skip_bad", "device", "workers", "cluster", *RECIPE)
 def extract(
     options: Options,
     split: SplitOption = None,
@@ -100,6 +102,10 @@ def extract(
     replace: Annotated[
         bool, Option("--replace", help="Replace a store of other content in the same place.")
     ] = False,
+    shards: Annotated[
+        str | None,
+        Option(metavar="A:B", help="Only the shards A ≤ n < B; `finish` makes the store whole."),
+    ] = None,
 ) -> None:
     """Run the frozen backbone over a dataset and store its tokens (FeatureStore).
 
@@ -111,13 +117,21 @@ def extract(
     run = options.run()
     chosen = datasets.datasets_of(run.params, split)
     wanted = names_of("--categories", categories, "bottle,screw")
-    if (out or wanted) and len(chosen) != 1:
-        raise SpgError("--out and --categories are of one dataset: add --split NAME.")
-    features.write_demo_sets(run)
-    synthetic.synthesise_sets(run, chosen)
+    if (out or wanted or shards) and len(chosen) != 1:
+        raise SpgError("--out, --categories and --shards are of one dataset: add --split NAME.")
     if sides := sides_of(tiles):
         run = features.with_tiles(run, chosen, sides)
-    backbone = features.load_backbone(run)
+    if shards is not None:
+        if replace or run.cluster:
+            raise SpgError("--shards are this process's part: leave out --replace and --cluster.")
+        given = {"out": out, "limit": limit, "categories": wanted}
+        done = features.extract_shards(run, chosen[0], shards_of(shards), **given)
+        names = ("path", "written", "there", "held")
+        run.console.result({name: getattr(done, name) for name in names})
+        return
+    features.write_demo_sets(run)
+    synthetic.synthesise_sets(run, chosen)
+    backbone = None if run.cluster else features.load_backbone(run)
     paths = [
         features.extract(
             run,
@@ -171,7 +185,7 @@ def train_guides(
 
 
 @app.command()
-@shared("backbone", "aux", "seed", "ignore", "device", *RECIPE)
+@shared("backbone", "aux", "seed", "ignore", "device", "cluster", *RECIPE)
 def score(
     options: Options,
     split: SplitOption = None,
@@ -193,6 +207,8 @@ def score(
     alone, run = bank_alone(normals, bank), options.run()
     if normals is not None and split is None:
         raise SpgError("--normals are normal images of one target: name it with --split.")
+    if normals is not None and options.cluster is not None:
+        raise SpgError("Banks of --normals are no work for a cluster: leave out --cluster.")
     if options.ignore and normals:
         raise SpgError("--ignore and --normals do not go together in score: leave out one.")
     if alone and (detector or options.aux or options.seed is not None):
@@ -212,7 +228,7 @@ def score(
 
 
 @app.command()
-@shared("backbone", "aux", "seed", *RECIPE)
+@shared("backbone", "aux", "seed", "cluster", *RECIPE)
 def evaluate(
     options: Options,
     split: SplitOption = None,

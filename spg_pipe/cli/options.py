@@ -12,8 +12,9 @@ from typer import Option
 
 from spg_pipe.errors import SpgError, UsageError
 from spg_pipe.pipeline.console import Console
-from spg_pipe.pipeline.run import RecipeRun
+from spg_pipe.pipeline.run import CLUSTER, RecipeRun
 from spg_pipe.recipe.data import LARGEST_SEED, LARGEST_SIDE
+from spg_pipe.recipe.machine import local_workers
 from spg_pipe.recipe.params import (
     DEFAULT_PARAMS,
     OPTIONS,
@@ -82,6 +83,14 @@ class Options:
     crop: Annotated[bool, Option("--crop", help="Judge their centre square alone.")] = False
     device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, …")] = "auto"
     workers: Annotated[int | None, Option(min=1, help="Decoding threads [all cores].")] = None
+    cluster: Annotated[
+        str | None,
+        Option(
+            metavar="local[:N]|ADDRESS",
+            envvar=CLUSTER,
+            help="Compute on several processes, or on a Dask cluster.",
+        ),
+    ] = None
     cache: Annotated[Cache, Option(help="Where tokens wait between epochs.")] = "auto"
     calibration: Annotated[
         Path | None, Option(metavar="FILE", help="Thresholds [DETECTOR-calibration.json].")
@@ -146,8 +155,9 @@ class Options:
         for item in self.overrides or []:
             _override(content, item, self.params)
         params = parse_params(content, OPTIONS).narrowed(self.aux, self.seed)
+        local_workers(self.cluster)  # refuses what is none before anything is done
         run = RecipeRun(params, self.console(), self.device, self.workers, self.cache, recipe)
-        return replace(run, options=self._as_text())
+        return replace(run, options=self._as_text(), cluster=self.cluster)
 
     def _as_text(self) -> str:
         """The options that make another command work on the same recipe, as a shell reads them."""
@@ -159,6 +169,8 @@ class Options:
 
 VIEW = ("ignore", "blank", "letterbox", "crop")
 """Options of every command that shows one's own images to a backbone."""
+BACKBONE = ("backbone", "weights", "image_size", "layers")
+"""Options of a command that loads one."""
 RECIPE = ("params", "overrides", "verbose", "quiet", "as_json")
 """Options of every command that reads the recipe."""
 DECIDING = ("calibration", "no_calibration", "threshold", "pixel_threshold", "fdr", "drift")
@@ -225,6 +237,14 @@ def names_of(option: str, value: str | None, example: str) -> list[str] | None:
             f"Leave the option out for the default {option.lstrip('-')}."
         )
     return list(dict.fromkeys(names))
+
+
+def shards_of(text: str) -> tuple[int, int]:
+    """The two numbers of `--shards A:B`; a `UsageError` if they are none."""
+    first, _, end = text.partition(":")
+    if not (text.isascii() and first.isdecimal() and end.isdecimal()):
+        raise UsageError(f"--shards {text!r}: expected A:B, for instance 0:4 for the first four.")
+    return int(first), int(end)
 
 
 def sides_of(tiles: str | None) -> list[int] | None:

@@ -10,7 +10,8 @@ from typing import Any
 
 from spg_pipe.pipeline.console import Console, exit_code
 from spg_pipe.pipeline.datasets import require_in_project
-from spg_pipe.pipeline.run import RecipeRun
+from spg_pipe.pipeline.run import CLUSTER, RecipeRun
+from spg_pipe.recipe.machine import local_workers
 from spg_pipe.recipe.params import DEFAULT_PARAMS, load_params
 from spg_pipe.recipe.paths import row_of
 
@@ -40,6 +41,8 @@ def run_stage(main: Callable[..., Any]) -> None:
         if stage:  # `dvc repro --single-item` runs a stage without the stage `recipe`
             require_in_project(params)
         row = row_of(params, stage) if len(given) < len(names) else {}
-        main(RecipeRun(params, Console()), **(row | given))
+        cluster = os.environ.get(CLUSTER) or None
+        local_workers(cluster)
+        main(RecipeRun(params, Console(), cluster=cluster), **(row | given))
 
     sys.exit(exit_code(call))

@@ -64,6 +64,18 @@ def verify(
     console.say(f"{store}: {files} files and {images} images are intact")
 
 
+@shared("quiet", "as_json")
+def finish(
+    options: Options, store: Annotated[Path, Argument(metavar="STORE", help="A feature store.")]
+) -> None:
+    """Make a store whole whose shards `extract --shards` has made; needs no images."""
+    from spg_pipe.store.finish import finish_store
+
+    console, made = options.console(), finish_store(store)
+    console.result({"store": store, "images": len(made)})
+    console.say(f"{store} is complete: {len(made)} images")
+
+
 @shared("as_json")
 def backbones(options: Options) -> None:
     """Names of backbones, their licences, and whether their weights need access."""
@@ -201,4 +213,16 @@ def league(options: Options) -> None:
     run.console.result({"league": result.path, "rows": result.rows}, result.table)
 
 
-COMMANDS = (inspect, verify, backbones, datasets, synthesise, track, sweep, choose, league, compare)
+COMMANDS = (
+    inspect,
+    verify,
+    finish,
+    backbones,
+    datasets,
+    synthesise,
+    track,
+    sweep,
+    choose,
+    league,
+    compare,
+)

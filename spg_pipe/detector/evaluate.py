@@ -1,9 +1,10 @@
 """Scores against masks and labels → Metrics, one row a category (docs/metrics.md)."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -91,6 +92,7 @@ def evaluate_scores(
     manifest: Manifest | None = None,
     calibration: Calibration | None = None,
     progress: Progress | None = None,
+    judged: Iterable["JudgedCategory"] | None = None,
 ) -> Evaluation:
     """Image and pixel metrics of every category, and their unweighted mean.
 
@@ -105,6 +107,8 @@ def evaluate_scores(
     calibration : Calibration, optional
         Adds precision, recall and false-positive rate at its thresholds to every row.
     progress : callable (images done, images in all), optional
+    judged : iterable of JudgedCategory, optional
+        All of them in any order, if they are made elsewhere, by `category_judge`.
 
     Raises
     ------
@@ -117,31 +121,65 @@ def evaluate_scores(
             f"{scores.path} was scored from another store than {store.path}. "
             "Run `spg-pipe score` again."
         )
+    images = scores.table
+    if judged is None:
+        judge = category_judge(scores, store, params, manifest, calibration)
+        judged = map(judge, categories_of(scores))
+    rows, curves, done = dict[str, MetricsRow](), Curves(), 0
+    for each in judged:
+        rows[each.category] = each.row
+        if each.curves is not None:
+            curves[each.category] = each.curves
+        done += each.images
+        if progress:
+            progress(done, len(images))
+    order = categories_of(scores)
+    table = with_mean(_context(scores.record, params), [rows[category] for category in order])
+    made = calibration.fingerprint if calibration else None
+    drawn = {category: curves[category] for category in order if category in curves}
+    return Evaluation(table, drawn, _provenance(scores.record, params, made))
+
+
+class JudgedCategory(NamedTuple):
+    """What the metrics of one category are: what one process computes by itself."""
+
+    category: str
+    images: int
+    row: MetricsRow
+    curves: Mapping[str, Curve] | None
+    """None where no mask is known."""
+
+
+def categories_of(scores: Scores) -> list[str]:
+    """In the order of the table."""
+    return list(dict.fromkeys(scores.table["category"]))
+
+
+def category_judge(
+    scores: Scores,
+    store: FeatureStore,
+    params: MetricParams,
+    manifest: Manifest | None = None,
+    calibration: Calibration | None = None,
+) -> Callable[[str], JudgedCategory]:
+    """What judges a category; parameters and errors as of `evaluate_scores`."""
     if params.resolution == "original" and manifest is None:
         raise SpgError("metrics.resolution: original needs the dataset's images and manifest.")
     masks = MaskRegions(store, manifest if params.resolution == "original" else None)
-    images = scores.table
-    rows, curves, done = [], Curves(), 0
-    for category in dict.fromkeys(images["category"]):
+    images, lost = scores.table, store.array("lost_regions")
+
+    def judge(category: str) -> JudgedCategory:
         chosen = np.flatnonzero(images["category"] == category)
         at = _at_thresholds(calibration, category)
         pixel = _pixel_metrics(scores, store, chosen, params, masks, at["pixel"])
-        row = _row(
-            category, images.iloc[chosen], pixel, store.array("lost_regions")[chosen], params
-        )
+        row = _row(category, images.iloc[chosen], pixel, lost[chosen], params)
         if calibration is not None:
             known = images.iloc[chosen][images["label"].iloc[chosen] <= 1]
             at["image"].add(known["score"].to_numpy(), known["label"].to_numpy() == 1)
             row = with_figures(row, at)
-        rows.append(row)
-        if pixel is not None:
-            curves[category] = pixel.curves
-        done += len(chosen)
-        if progress:
-            progress(done, len(images))
-    table = with_mean(_context(scores.record, params), rows)
-    made = calibration.fingerprint if calibration else None
-    return Evaluation(table, curves, _provenance(scores.record, params, made))
+        return JudgedCategory(category, len(chosen), row, pixel.curves if pixel else None)
+
+    return judge
 
 
 def _row(

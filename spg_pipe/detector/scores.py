@@ -5,7 +5,7 @@ float32: upsampling and blur are deterministic and are redone by whoever needs a
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +42,8 @@ _WHOLE = 255
 _MAKE = "spg-pipe score"
 
 Progress = Callable[[int, int], None]
+JudgeBatch = Callable[[np.ndarray, dict[str, Tensor]], Judged]
+"""From rows of a store (B,) and their tokens, layer → (B, 1 + N, D) float32, to what is said."""
 
 
 class Ignored(NamedTuple):
@@ -150,6 +152,7 @@ def score_store(
     ignored: Ignored | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
+    parts: Iterable["Part"] | None = None,
 ) -> Scores:
     """Score every image of a target store and write scores/<run>/.
 
@@ -161,6 +164,8 @@ def score_store(
         Default: what the detector was saved with.
     ignored : Ignored, optional
         What of the images does not count.
+    parts : iterable of Part, optional
+        All of them in any order, if they are made elsewhere, by `parts_of` and `judge_of`.
 
     Raises
     ------
@@ -183,30 +188,89 @@ def score_store(
         ignored=ignored and ignored.digest,
         licences=tuple(sorted({*detector.record.licences, *store.spec.licences})),
     )
+    path = Path(path)  # a library caller may give a string
+    if parts is None:
+        judge_batch = judge_of(detector, store, score, ignored)
+        parts = parts_of(store, judge_batch, device=device, progress=progress)
+    return _write_parts(store, path, parts, record, ignored)
+
+
+def judge_of(
+    detector: Detector,
+    store: FeatureStore,
+    score: ScoreParams | None = None,
+    ignored: Ignored | None = None,
+) -> JudgeBatch:
+    """What judges the batches of a store by a detector; parameters as of `score_store`."""
+    rule, seen = detector.rule(score), store.spec.backbone
     shapes = {name: shape.grid for name, shape in store.spec.layers.items()}
 
     def judge_batch(images: np.ndarray, tokens: dict[str, Tensor]) -> Judged:
         kept = ignored.kept(images) if ignored else None
-        return judge(detector, tokens, shapes, store.spec.backbone, rule, kept)
+        return judge(detector, tokens, shapes, seen, rule, kept)
 
-    return write_scores(
-        store,
-        Path(path),  # a library caller may give a string
-        judge_batch,
-        record,
-        ignored=ignored,
-        device=device,
-        progress=progress,
-    )
+    return judge_batch
+
+
+class Part(NamedTuple):
+    """What is said of the images of one chunk: what one process computes by itself."""
+
+    first: int
+    """Row of the first image, a multiple of CHUNK_IMAGES."""
+    columns: dict[str, np.ndarray]
+    """`Judged.columns` (n,)."""
+    patches: dict[str, np.ndarray]
+    """Layer → (n, h, w) float32."""
+
+
+def chunks_of(store: FeatureStore) -> list[range]:
+    """Rows of each part of a store's scores."""
+    ends = range(CHUNK_IMAGES, len(store) + CHUNK_IMAGES, CHUNK_IMAGES)
+    return [range(end - CHUNK_IMAGES, min(end, len(store))) for end in ends]
+
+
+def parts_of(
+    store: FeatureStore,
+    judge_batch: JudgeBatch,
+    rows: range | None = None,
+    *,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Iterator[Part]:
+    """Judge a store part by part, all of it or the `rows` of some chunks.
+
+    Batches do not depend on where it begins: whole batches are a chunk.
+    """
+    rows = rows or range(len(store))
+    columns: list[dict[str, np.ndarray]] = []
+    held: list[Patches] = []
+    # Every token is used once: there is nothing to keep.
+    sources = sources_of(store, device, "none")
+    for images, tokens in ordered_batches(sources, BATCH_IMAGES, rows):
+        judged = judge_batch(images, tokens)
+        columns.append(judged.columns)
+        held.append(judged.patches)
+        done = int(images[-1]) + 1
+        if done % CHUNK_IMAGES == 0 or done == rows.stop:
+            joined = _joined(columns)
+            patches = {k: torch.cat([each[k] for each in held]).numpy() for k in held[0]}
+            yield Part(done - len(joined["score"]), joined, patches)
+            columns.clear()
+            held.clear()
+        if progress:
+            progress(done, len(store))
+
+
+def _joined(columns: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {key: np.concatenate([each[key] for each in columns]) for key in columns[0]}
 
 
 def write_scores(
     store: FeatureStore,
     path: Path,
-    judge_batch: Callable[[np.ndarray, dict[str, Tensor]], Judged],
+    judge_batch: JudgeBatch,
     record: ScoresRecord,
     *,
-    ignored: Ignored | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Scores:
@@ -214,35 +278,33 @@ def write_scores(
 
     Parameters
     ----------
-    judge_batch : callable
-        From rows of the store (B,) and their tokens, layer → (B, 1 + N, D) float32, to what is
-        said of them.
     record : ScoresRecord
         Without its fingerprint and digests.
-    ignored : Ignored, optional
-        What `judge_batch` did not count.
     """
-    columns: list[dict[str, np.ndarray]] = []
-    held: list[Patches] = []
+    parts = parts_of(store, judge_batch, device=device, progress=progress)
+    return _write_parts(store, path, parts, record)
+
+
+def _write_parts(
+    store: FeatureStore,
+    path: Path,
+    parts: Iterable[Part],
+    record: ScoresRecord,
+    ignored: Ignored | None = None,
+) -> Scores:
+    """Write scores/<run>/ from all parts, in any order; each is a chunk, written once.
+
+    `ignored`: what the parts did not count.
+    """
+    columns: dict[int, dict[str, np.ndarray]] = {}
     with fresh_folder(path) as folder:
         arrays = _map_arrays(folder / "maps.zarr", store, record, ignored)
-        # Every token is used once: there is nothing to keep.
-        for images, tokens in ordered_batches(sources_of(store, device, "none"), BATCH_IMAGES):
-            judged = judge_batch(images, tokens)
-            columns.append(judged.columns)
-            held.append(judged.patches)
-            done = int(images[-1]) + 1
-            # Whole chunks are written, each of them once.
-            if done % CHUNK_IMAGES == 0 or done == len(store):
-                for layer, array in arrays.items():
-                    values = torch.cat([patches[layer] for patches in held]).numpy()
-                    array[done - len(values) : done] = values
-                held.clear()
-            if progress:
-                progress(done, len(store))
-        table = store.table.assign(
-            **{key: np.concatenate([batch[key] for batch in columns]) for key in columns[0]}
-        )
+        for part in parts:
+            columns[part.first] = part.columns
+            for layer, array in arrays.items():
+                values = part.patches[layer]
+                array[part.first : part.first + len(values)] = values
+        table = store.table.assign(**_joined([columns[first] for first in sorted(columns)]))
         table.to_parquet(folder / "scores.parquet", index=False, compression="zstd")
         digests = file_digests(folder, "scores.parquet", "maps.zarr")
         record = record.sealed().model_copy(update={"files_sha256": digests})

@@ -1,7 +1,10 @@
 """Raw folders → manifests → feature stores."""
 
+import dataclasses
 import shlex
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from spg_pipe import backbones
@@ -10,15 +13,20 @@ from spg_pipe.backbones.precision import with_precision
 from spg_pipe.backbones.tiling import tiled
 from spg_pipe.datasets.manifest import Manifest, skipped_notes
 from spg_pipe.datasets.paint.demo import write_demo
-from spg_pipe.errors import NotThereError, SpgError
+from spg_pipe.errors import NotThereError, SpgError, counted
 from spg_pipe.pipeline.checked_store import checked_store
 from spg_pipe.pipeline.datasets import require_tracked, scan
 from spg_pipe.pipeline.run import RecipeRun, image_size, require_set
 from spg_pipe.recipe.machine import choose_device, cpu_workers
 from spg_pipe.recipe.params import Dataset
 from spg_pipe.store import extract as writing
+from spg_pipe.store.begin import begun
+from spg_pipe.store.claims import ranges_of
+from spg_pipe.store.compute import Progress, inputs_at_once
+from spg_pipe.store.finish import finish_store
 from spg_pipe.store.masks import mask_notes
 from spg_pipe.store.reader import FeatureStore, selection_note
+from spg_pipe.store.writer import ClaimedShards
 
 
 def write_demo_sets(run: RecipeRun, name: str | None = None) -> None:
@@ -101,35 +109,160 @@ def extract(
     An `SpgError` for missing images, categories or weights, and as `_place` and
     `store.extract.extract`.
     """
-    params, device = run.params.extract, choose_device(run.device)
-    how = writing.Extraction(params.batch_images, dtype=params.dtype, compressor=params.compressor)
-    # First of all, because missing weights are the likeliest reason to stop.
-    backbone = backbone or load_backbone(run)
-    if sides := params.tiles.get(dataset.name):
-        at_once = writing.inputs_at_once(backbone.spec, params.batch_images, device)
-        backbone = tiled(backbone, sides, at_once=at_once)
-    if from_manifest:
-        manifest = Manifest.load(run.paths.manifest(dataset), root=dataset.root)
-    else:
-        skip_bad = params.skip_bad
-        manifest = scan(
-            run, dataset, limit=limit, categories=categories, skip_bad=skip_bad, tell=True
-        )
+    if run.cluster is None:
+        # First of all, because missing weights are the likeliest reason to stop.
+        backbone = _tiled(run, dataset, backbone or load_backbone(run))
+    chosen = (limit, categories)
+    manifest = _manifest(run, dataset, *chosen, prepared=from_manifest)
     path = _place(run, dataset, manifest, out)
     with run.console.progress(f"extract {dataset.name}") as update:
-        store = writing.extract(
-            manifest,
-            backbone,
-            path,
-            how,
-            replace=replace,
-            workers=cpu_workers(run.workers),
-            device=device,
-            progress=update,
-        )
+        if backbone is None or run.cluster is not None:
+            store = _extract_in_cluster(run, dataset, manifest, path, replace, update)
+        else:
+            store = writing.extract(
+                manifest,
+                backbone,
+                path,
+                _how(run),
+                replace=replace,
+                workers=cpu_workers(run.workers),
+                device=choose_device(run.device),
+                progress=update,
+            )
     run.console.say(f"{dataset.name}: {len(store)} images → {path}")
     _say_notes(run, store, manifest, of_files=from_manifest)
     return path
+
+
+def extract_shards(
+    run: RecipeRun,
+    dataset: Dataset,
+    shards: tuple[int, int],
+    *,
+    out: Path | None = None,
+    limit: int | None = None,
+    categories: Sequence[str] | None = None,
+) -> ClaimedShards:
+    """Manifest → the shards from the first number to before the second of a FeatureStore.
+
+    The manifest is the one that `prepare` wrote, if there is one and the whole dataset is meant:
+    else each process reads all images for their hashes. An `SpgError` as of `extract`.
+    """
+    backbone = _tiled(run, dataset, load_backbone(run))
+    prepared = run.paths.manifest(dataset)
+    by_file = limit is None and categories is None and prepared.is_file()
+    if by_file:
+        run.console.say(f"The images are those of {prepared}; `spg-pipe prepare` looks again.")
+    manifest = _manifest(run, dataset, limit, categories, prepared=by_file)
+    path, threads = _place(run, dataset, manifest, out), cpu_workers(run.workers)
+    device = choose_device(run.device)
+    work = writing.SharedExtract(
+        manifest, backbone, path, _how(run), workers=threads, device=device
+    )
+    with run.console.progress(f"extract {dataset.name}") as update:
+        done = work.compute(*shards, progress=update)
+    for those, words in ((done.there, "were there"), (done.held, "are left to other processes")):
+        if those:
+            run.console.say(f"Shards {ranges_of(those)} {words}.")
+    run.console.say(
+        f"{dataset.name}: {len(done.written)} of {counted(work.spec.shards, 'shard')} → {path}. "
+        f"When all are there: `spg-pipe finish {shlex.quote(str(path))}`"
+    )
+    return done
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """The shards of one store, for the workers of a cluster: `Job` of a number, or of None."""
+
+    run: RecipeRun
+    dataset: Dataset
+    manifest: Manifest
+    path: Path
+    replace: bool
+
+    def open(self) -> Callable[[int | None], list[int]]:
+        """Load the backbone. A unit is a shard, whose numbers are given back while it is held by
+        another process; or None, which begins the store and gives back those that are missing."""
+        backbone = _tiled(self.run, self.dataset, load_backbone(self.run))
+        work = writing.SharedExtract(
+            self.manifest,
+            backbone,
+            self.path,
+            _how(self.run),
+            workers=cpu_workers(self.run.workers),
+            device=choose_device(self.run.device),
+        )
+
+        def unit(shard: int | None) -> list[int]:
+            if shard is None:
+                return work.begin(replace=self.replace)
+            return work.compute(shard, shard + 1).held
+
+        return unit
+
+
+def _extract_in_cluster(
+    run: RecipeRun,
+    dataset: Dataset,
+    manifest: Manifest,
+    path: Path,
+    replace: bool,
+    update: Progress,
+) -> FeatureStore:
+    """`store.extract.extract` by the workers of a cluster, which see the same paths."""
+    with run.workers_of_cluster() as workers:
+        if workers is None:
+            raise ValueError("a run without a cluster")
+        seen = dataclasses.replace(manifest, root=manifest.root.resolve())
+        job = ShardJob(run.for_workers(), dataset, seen, path.resolve(), replace)
+        with workers.serving(job) as results:
+            ((_, missing),) = results([None])
+            spec = begun(path)
+            if spec is None:
+                raise SpgError(
+                    f"A worker began {path}, and it is not seen here. Workers and this process "
+                    "need one file system, with the same paths."
+                )
+            done = spec.images - sum(len(spec.shard_rows(shard)) for shard in missing)
+            while missing:
+                held: list[int] = []
+                for shard, left in results(missing):
+                    held += left
+                    done += 0 if left else len(spec.shard_rows(shard))
+                    update(done, spec.images)
+                missing = held
+                time.sleep(1 if held else 0)
+    return finish_store(path)
+
+
+def _how(run: RecipeRun) -> writing.Extraction:
+    params = run.params.extract
+    return writing.Extraction(params.batch_images, dtype=params.dtype, compressor=params.compressor)
+
+
+def _tiled(run: RecipeRun, dataset: Dataset, backbone: Backbone) -> Backbone:
+    """The backbone, over tiles if the dataset's images are cut into tiles."""
+    params, device = run.params.extract, choose_device(run.device)
+    if sides := params.tiles.get(dataset.name):
+        at_once = inputs_at_once(backbone.spec, params.batch_images, device)
+        return tiled(backbone, sides, at_once=at_once)
+    return backbone
+
+
+def _manifest(
+    run: RecipeRun,
+    dataset: Dataset,
+    limit: int | None,
+    categories: Sequence[str] | None,
+    *,
+    prepared: bool,
+) -> Manifest:
+    """As `prepare` wrote it, or of the folder as it is now."""
+    if prepared:
+        return Manifest.load(run.paths.manifest(dataset), root=dataset.root)
+    skip_bad = run.params.extract.skip_bad
+    return scan(run, dataset, limit=limit, categories=categories, skip_bad=skip_bad, tell=True)
 
 
 def stored(run: RecipeRun, dataset: Dataset) -> FeatureStore:

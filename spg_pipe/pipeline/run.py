@@ -1,13 +1,26 @@
 """A recipe with the settings of one run, and what a command's options select from it."""
 
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spg_pipe.artefacts.files import fingerprint
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.console import Console
+from spg_pipe.recipe.machine import cpu_workers, local_workers
 from spg_pipe.recipe.params import Params
 from spg_pipe.recipe.paths import Paths
+
+if TYPE_CHECKING:
+    from spg_pipe.pipeline.cluster import Workers
+
+
+CLUSTER = "SPG_PIPE_CLUSTER"
+"""What the environment says for `--cluster`: `dvc repro` hands it to its stages, and no fingerprint
+and no dependency of a stage knows it."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +39,9 @@ class RecipeRun:
     """Where tokens wait between epochs: auto, device, host or none; never changes a result."""
     base: Params | None = None
     """The recipe without options, whose artefacts have plain names; None: `params` itself."""
+    cluster: str | None = None
+    """Where units of work are computed: `local[:N]` or the address of a Dask scheduler; None: here.
+    It changes no result."""
     options: str = ""
     """Those of the command that make another one work on the same recipe: ` --params FILE`."""
 
@@ -41,6 +57,30 @@ class RecipeRun:
     def narrowed(self, aux: str | None = None, seed: int | None = None) -> "RecipeRun":
         """This run with one auxiliary set, or one seed, where they are named."""
         return self.with_params(self.params.narrowed(aux, seed))
+
+    @contextmanager
+    def workers_of_cluster(self) -> "Iterator[Workers | None]":
+        """The workers of `cluster`, None without one; an `SpgError` if Dask is not installed."""
+        if self.cluster is None:
+            yield None
+            return
+        if importlib.util.find_spec("distributed") is None:
+            raise SpgError("--cluster needs Dask: `pip install 'spg-pipe[cluster]'`.")
+        from spg_pipe.pipeline.cluster import opened
+
+        with opened(self.cluster) as workers:
+            yield workers
+
+    def for_workers(self) -> "RecipeRun":
+        """This run as the workers of its cluster take it: quiet, with local weights by their whole
+        path, and with a share of this machine's cores."""
+        backbone = self.params.backbone
+        weights = {"weights": backbone.weights and backbone.weights.resolve()}
+        section = {"backbone": backbone.model_copy(update=weights)}
+        params, workers = self.params.model_copy(update=section), self.workers
+        if workers is None and (number := local_workers(self.cluster)) is not None:
+            workers = max(1, cpu_workers(None) // number)
+        return replace(self, params=params, console=Console(0), workers=workers, cluster=None)
 
     def changes(self, section: str) -> bool:
         """Whether an option changed a section of the recipe."""

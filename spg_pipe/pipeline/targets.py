@@ -1,8 +1,10 @@
 """Detectors on targets: scores → metrics → report."""
 
 import shlex
+from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +23,7 @@ from spg_pipe.metrics import MetricsTable, seeds_mean
 from spg_pipe.pipeline.checked import checked_detector, checked_scores, finished_metrics
 from spg_pipe.pipeline.checked_store import checked_store, named_input
 from spg_pipe.pipeline.datasets import find_dataset, find_direction, scan, split_name
+from spg_pipe.pipeline.jobs import EvaluateJob, ScoreJob, evaluated, scored, whole_path
 from spg_pipe.pipeline.normals import banks_for, note_known, score_with_banks
 from spg_pipe.pipeline.own_images import note_own_images
 from spg_pipe.pipeline.run import RecipeRun
@@ -29,6 +32,9 @@ from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import Dataset, Params, ScoreParams
 from spg_pipe.report.tables import text_table
 from spg_pipe.store.reader import FeatureStore
+
+if TYPE_CHECKING:
+    from spg_pipe.pipeline.cluster import Workers
 
 
 def score(
@@ -68,43 +74,52 @@ def score(
     ignored = ignored_in(features, Viewing(ignore=ignore)) if ignore else None
     banks = banks_for(run, normals, features, judges, options) if normals else None
     written = []
-    for judge in judges:
-        if judge is not None:
-            note_own_images(run, judge, dataset, features)
-        if banks is not None:
-            path = score_with_banks(run, dataset, features, banks, judge, options)
-        elif judge is not None:
-            own = run.paths.store(dataset)
-            given = named_input("store", store, own, features.fingerprint)
-            given |= _given_detector(run, judge, detector)
-            given |= {"ignored": ignored.digest} if ignored else {}
-            path = _score_one(run, dataset, features, judge, options, given, ignored)
-        run.console.say(f"Scores of {dataset.name} → {path}")
-        if banks or given:  # `evaluate` alone would take the recipe's own scores
-            run.console.say(f"Judge them with {_evaluate_command(run, dataset, path, store)}")
-        written.append(path)
+    with run.workers_of_cluster() as workers:
+        for judge in judges:
+            if judge is not None:
+                note_own_images(run, judge, dataset, features)
+            if banks is not None:
+                path = score_with_banks(run, dataset, features, banks, judge, options)
+            elif judge is not None:
+                own = run.paths.store(dataset)
+                given = named_input("store", store, own, features.fingerprint)
+                given |= _given_detector(run, judge, detector)
+                given |= {"ignored": ignored.digest} if ignored else {}
+                path = run.paths.scores(
+                    judge.record.auxiliary.dataset, dataset, judge.record.seed, given
+                )
+                job = ScoreJob(judge, whole_path(features), options, ignored, run.device)
+                _score_one(run, features, job, path, workers)
+            run.console.say(f"Scores of {dataset.name} → {path}")
+            if banks or given:  # `evaluate` alone would take the recipe's own scores
+                run.console.say(f"Judge them with {_evaluate_command(run, dataset, path, store)}")
+            written.append(path)
     return written
 
 
 def _score_one(
-    run: RecipeRun,
-    dataset: Dataset,
-    store: FeatureStore,
-    judge: Detector,
-    options: ScoreParams | None,
-    given: dict[str, str],
-    ignored: Ignored | None,
-) -> Path:
-    """Zero-shot scores of one detector."""
-    aux, device = judge.record.auxiliary.dataset, choose_device(run.device)
-    if aux == dataset.name:
+    run: RecipeRun, store: FeatureStore, job: ScoreJob, path: Path, workers: "Workers | None"
+) -> None:
+    """Zero-shot scores of one detector, by the workers where there are some."""
+    aux, device = job.detector.record.auxiliary.dataset, choose_device(run.device)
+    name = store.spec.dataset
+    if aux == name:
         run.console.say(f"Note: the detector was trained on {aux} itself; this is not zero-shot.")
-    path = run.paths.scores(aux, dataset, judge.record.seed, given)
-    with run.console.progress(f"score {dataset.name}") as update:
+    with ExitStack() as stack:
+        update = stack.enter_context(run.console.progress(f"score {name}"))
+        parts = None
+        if workers is not None:
+            parts = stack.enter_context(scored(workers, job, store, update))
         score_store(
-            judge, store, path, score=options, ignored=ignored, device=device, progress=update
+            job.detector,
+            store,
+            path,
+            score=job.score,
+            ignored=job.ignored,
+            device=device,
+            progress=update,
+            parts=parts,
         )
-    return path
 
 
 def ignored_in(store: FeatureStore, viewing: Viewing) -> Ignored:
@@ -172,7 +187,10 @@ def evaluate(
         for seed in run.params.seeds:
             checked_scores(run, dataset, aux, seed)
             folders.append(run.paths.scores(aux, dataset, seed))
-    return [_evaluate_one(run, dataset, folder, features, limits) for folder in folders]
+    with run.workers_of_cluster() as workers:
+        return [
+            _evaluate_one(run, dataset, folder, features, limits, workers) for folder in folders
+        ]
 
 
 def _evaluate_one(
@@ -181,6 +199,7 @@ def _evaluate_one(
     folder: Path,
     store: FeatureStore,
     calibration: Calibration | None,
+    workers: "Workers | None",
 ) -> Path:
     params = run.params.metrics
     loaded = Scores.load(folder)
@@ -211,7 +230,12 @@ def _evaluate_one(
     require_writable(place)
     original = params.resolution == "original"
     manifest = _manifest_of_store(run, dataset, store) if original else None
-    with run.console.progress(f"evaluate {dataset.name}") as update:
+    with ExitStack() as stack:
+        update = stack.enter_context(run.console.progress(f"evaluate {dataset.name}"))
+        judged = None
+        if workers is not None:
+            job = EvaluateJob(loaded, whole_path(store), params, manifest, calibration)
+            judged = stack.enter_context(evaluated(workers, job))
         result = evaluate_scores(
             loaded,
             store,
@@ -219,6 +243,7 @@ def _evaluate_one(
             manifest=manifest,
             calibration=calibration,
             progress=update,
+            judged=judged,
         )
     if KNOWN in loaded.table:
         note_known(run, loaded)

@@ -21,7 +21,7 @@ from spg_pipe.predict.items import Content, Item, Reading, sha256_of
 from spg_pipe.predict.predictor import Predictor
 from spg_pipe.predict.view import View
 from spg_pipe.recipe.machine import cpu_workers
-from spg_pipe.store.extract import core_workers
+from spg_pipe.store.compute import core_workers
 
 R = TypeVar("R")
 

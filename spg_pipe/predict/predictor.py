@@ -21,7 +21,7 @@ from spg_pipe.errors import SpgError
 from spg_pipe.explain.explanation import Explanation, explain
 from spg_pipe.images.preprocess import preprocess
 from spg_pipe.metrics.tables import ZERO_SHOT
-from spg_pipe.store.extract import inputs_at_once
+from spg_pipe.store.compute import inputs_at_once
 
 
 @dataclass(frozen=True)

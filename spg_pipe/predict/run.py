@@ -30,7 +30,7 @@ from spg_pipe.predict.lines import EARLIER, GrowingLines, lines_of
 from spg_pipe.predict.result import Failure, Line, Result, parse_line
 from spg_pipe.predict.shown import ENDINGS, PAGES, Shown, files_of
 from spg_pipe.predict.table import results_of, write_table
-from spg_pipe.store.writer import locked
+from spg_pipe.store.claims import locked
 
 COCO: dict[str, Shapes] = {"coco.json": "rle", "coco-polygons.json": "polygons"}
 TABLES = (SCORES, EXPLANATIONS, *COCO)

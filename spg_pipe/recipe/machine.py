@@ -2,7 +2,7 @@
 
 import os
 
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import SpgError, UsageError
 
 
 def choose_device(device: str) -> str:
@@ -31,3 +31,21 @@ def cpu_workers(workers: int | None) -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def local_workers(cluster: str | None) -> int | None:
+    """How many processes `--cluster local[:N]` are, one for each core if N is left out; None for
+    the address of a scheduler, and without a cluster.
+
+    A `UsageError` if N is no number above 0.
+    """
+    kind, colon, number = (cluster or "").partition(":")
+    if kind != "local":
+        return None
+    if not colon:
+        return cpu_workers(None)
+    if not number.isascii() or not number.isdecimal() or not 1 <= int(number) <= 1000:
+        raise UsageError(
+            f"--cluster {cluster}: expected local, local:N (1 to 1000), or an address."
+        )
+    return int(number)

@@ -85,29 +85,36 @@ def store_of_arrays(
             f"The arrays make no store ({first_fault(error)}). Names are made of letters, digits "
             "and hyphens."
         ) from error
-    with StoreWriter(Path(path), spec, manifest, replace=replace) as writer:
-        if not writer.up_to_date:
-            _write(writer, layers, masks)
-    return FeatureStore(path)
-
-
-def _write(writer: StoreWriter, layers: Mapping[str, np.ndarray], masks: np.ndarray | None) -> None:
-    """Write all shards that are missing, and finish the store."""
-    spec, side = writer.spec, writer.spec.backbone.preprocess.size
     lost, seen = np.zeros(spec.images, np.uint32), np.zeros((spec.images, side, side), np.uint8)
     for row, mask in enumerate(() if masks is None else masks):
         seen[row] = resize_mask(mask, side)
         lost[row] = vanished_regions(mask, seen[row])
+    known = {"mask": seen, "lost_regions": lost}
+
+    def lost_regions(rows: range) -> list[int]:
+        return [int(count) for count in lost[rows.start : rows.stop]]
+
+    with StoreWriter(Path(path), spec, manifest, lost_regions, replace=replace) as writer:
+        if not writer.up_to_date:
+            _write(writer, layers, known)
+    return FeatureStore(path)
+
+
+def _write(
+    writer: StoreWriter, layers: Mapping[str, np.ndarray], known: Mapping[str, np.ndarray]
+) -> None:
+    """Write all shards that are missing, and finish the store; `known` of each image."""
+    spec = writer.spec
     for shard in writer.missing_shards:
         rows = spec.shard_rows(shard)
         part = slice(rows.start, rows.stop)
-        arrays = {"mask": seen[part]}
+        arrays = {name: values[part] for name, values in known.items()}
         for layer, each in layers.items():
             flat = each[part].reshape(len(rows), -1, each.shape[-1]).astype(spec.dtype)
             mean = flat.mean(axis=1, keepdims=True, dtype=np.float64).astype(spec.dtype)
             arrays |= {f"tokens_{layer}": flat, f"prefix_{layer}": mean}
         writer.write_shard(shard, arrays)
-    writer.finish(lost)
+    writer.finish()
 
 
 def _on_grid(layer: str, tokens: np.ndarray) -> np.ndarray:

@@ -1,37 +1,28 @@
-"""Images → frozen backbone → feature store: the only stage that decodes an image."""
+"""Images → frozen backbone → feature store."""
 
-import ctypes
-import os
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 
 from spg_pipe.artefacts.files import versions
-from spg_pipe.backbones.base import Backbone, forward
+from spg_pipe.backbones.base import Backbone
 from spg_pipe.backbones.precision import computed_by
 from spg_pipe.backbones.spec import BackboneSpec
-from spg_pipe.datasets.manifest import Manifest, MaskState
-from spg_pipe.errors import SpgError, told
-from spg_pipe.images.preprocess import preprocess, resize_mask
-from spg_pipe.images.reading import read_image, read_mask
-from spg_pipe.metrics.regions import vanished_regions
-from spg_pipe.store.format import LayerShape, StoreSpec, large_arrays
+from spg_pipe.datasets.manifest import Manifest
+from spg_pipe.errors import SpgError, counted, told
+from spg_pipe.store.begin import begin_shared
+from spg_pipe.store.compute import ImageCount, Progress, ShardComputer, lost_regions
+from spg_pipe.store.format import LayerShape, StoreSpec
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.store.source import in_order
-from spg_pipe.store.writer import StoreWriter
-
-Progress = Callable[[int, int], None]
+from spg_pipe.store.writer import ClaimedShards, StoreWriter
 
 SHARD_IMAGES = 64
 """Images a shard file, 100 to 400 MB of a ViT's tokens: few files, and little to redo."""
-_CPU_WORKERS = 8
-"""At most so many forward passes at once on a CPU, because each needs memory of its own; beyond,
-a pass gets several cores."""
 
 
 @dataclass(frozen=True)
@@ -83,21 +74,95 @@ def extract(
         For an image that cannot be read, another store in the place, or another process that
         writes there.
     """
-    if len(manifest) == 0:
-        raise SpgError(f"Dataset {manifest.dataset!r} has no images.")
-    spec = spec_of(manifest, backbone.spec, how, _layer_shapes(backbone, device)).model_copy(
-        update={"computed": computed_by(backbone.spec.precision, device)}
-    )
+    spec = _spec(manifest, backbone, how, device)
+    masks = partial(lost_regions, manifest, spec.backbone.preprocess.size)
+    with (
+        _told(path, "the same command goes on with the shards that are finished, if there are any"),
+        StoreWriter(path, spec, manifest, masks, replace=replace) as writer,
+    ):
+        if not writer.up_to_date:
+            missing = writer.missing_shards
+            done = spec.images - sum(len(spec.shard_rows(shard)) for shard in missing)
+            count = ImageCount(done, spec.images, progress)
+            run = ShardComputer(spec, manifest, backbone, device)
+            run.run(missing, writer.write_shard, workers, count)
+            writer.finish()
+    return FeatureStore(path)
+
+
+class SharedExtract:
+    """An extract of which each process computes some shards, on any number of machines that share
+    the file system; `store.finish.finish_store` ends it.
+
+    Parameters as of `extract`, which raises as `begin` and `compute` do.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        backbone: Backbone,
+        path: Path,
+        how: Extraction = Extraction(),
+        *,
+        workers: int = 2,
+        device: str = "cpu",
+    ) -> None:
+        self.spec = _spec(manifest, backbone, how, device)
+        self.path, self._manifest, self._workers = path, manifest, workers
+        self._computer = ShardComputer(self.spec, manifest, backbone, device)
+
+    def begin(self, *, replace: bool = False) -> list[int]:
+        """Begin the store or go on with one, as `extract` does; the shards that are missing."""
+        masks = partial(lost_regions, self._manifest, self.spec.backbone.preprocess.size)
+        with (
+            _told(self.path, "then give the same command again"),
+            StoreWriter(self.path, self.spec, self._manifest, masks, replace=replace) as writer,
+        ):
+            return [] if writer.up_to_date else writer.missing_shards
+
+    def compute(self, first: int, end: int, progress: Progress | None = None) -> ClaimedShards:
+        """Compute the shards first ≤ n < end of the store, which is begun if nobody has.
+
+        Shards that others hold are left to them, those that are whole stay. Raises SpgError if
+        there are no such shards, too.
+        """
+        spec, path = self.spec, self.path
+        if not 0 <= first < end <= spec.shards:
+            raise SpgError(
+                f"--shards {first}:{end}: {path} has {counted(spec.shards, 'shard')} "
+                f"({spec.shard_images} images each). Expected A:B with 0 ≤ A < B ≤ {spec.shards}."
+            )
+        with (
+            _told(path, "the same command goes on with the shards that are not finished"),
+            ClaimedShards(path, spec) as claims,
+        ):
+            if begin_shared(path, spec, self._manifest):
+                images = sum(len(spec.shard_rows(shard)) for shard in range(first, end))
+                count = ImageCount(0, images, progress)
+                claimed = claims.claimed(range(first, end))
+                self._computer.run(claimed, claims.write_shard, self._workers, count)
+            else:
+                claims.there += range(first, end)
+            return claims
+
+
+@contextmanager
+def _told(path: Path, then: str) -> Iterator[None]:
+    """One message for what the system refuses, with what to do next."""
     try:
-        with StoreWriter(path, spec, manifest, replace=replace) as writer:
-            if not writer.up_to_date:
-                _Run(writer, backbone, device).run(workers, progress)
+        yield
     except OSError as error:
         raise SpgError(
-            f"The store cannot be written. {told(error, path)} --out names another place; the same "
-            "command goes on with the shards that are finished, if there are any."
+            f"The store cannot be written. {told(error, path)} --out names another place; {then}."
         ) from error
-    return FeatureStore(path)
+
+
+def _spec(manifest: Manifest, backbone: Backbone, how: Extraction, device: str) -> StoreSpec:
+    """The attributes of the store; an `SpgError` if there are no images."""
+    if len(manifest) == 0:
+        raise SpgError(f"Dataset {manifest.dataset!r} has no images.")
+    spec = spec_of(manifest, backbone.spec, how, _layer_shapes(backbone, device))
+    return spec.model_copy(update={"computed": computed_by(backbone.spec.precision, device)})
 
 
 def spec_of(
@@ -126,145 +191,6 @@ def spec_of(
         layout=manifest.layout,
         versions=versions(),
     ).sealed()
-
-
-Arrays = dict[str, np.ndarray]
-"""Parts of the store's large arrays by their names, of a batch or a shard of B images: tokens
-(B, N, D) and prefix tokens (B, P, D) in the store's dtype, masks (B, S, S) uint8, which are all
-zero where there is none: `mask_state` tells which."""
-
-
-class _Run:
-    """The way of a batch from its files to a shard."""
-
-    def __init__(self, writer: StoreWriter, backbone: Backbone, device: str) -> None:
-        self._writer, self._spec, self._manifest = writer, writer.spec, writer.manifest
-        self._backbone, self._device = backbone, device
-        self._at_once = inputs_at_once(writer.spec.backbone, writer.spec.batch_images, device)
-
-    def run(self, workers: int, progress: Progress | None) -> None:
-        """Compute and write the shards that are missing, then finish the store."""
-        spec, missing = self._spec, self._writer.missing_shards
-        on_cpu = torch.device(self._device).type == "cpu"
-        lost = np.zeros(spec.images, np.uint32)
-        done = spec.images - sum(len(spec.shard_rows(shard)) for shard in missing)
-        with core_workers(workers, one_core_each=on_cpu) as pool, ThreadPoolExecutor(1) as disk:
-            for shard in sorted(set(range(spec.shards)) - set(missing)):
-                rows = spec.shard_rows(shard)
-                lost[rows.start : rows.stop] = [n for _, n in pool.map(self._mask, rows)]
-            step = spec.batch_images
-            batches = [
-                rows[start : start + step]
-                for rows in map(spec.shard_rows, missing)
-                for start in range(0, len(rows), step)
-            ]
-            results = (
-                in_order(pool, lambda rows: self._compute(self._decode(rows)), batches, workers + 1)
-                if on_cpu
-                else map(self._compute, in_order(pool, self._decode, batches, 2 * workers))
-            )
-            filled: list[Arrays] = []
-            writing: Future[None] | None = None
-            for batch, (arrays, vanished) in zip(batches, results, strict=True):
-                filled.append(arrays)
-                lost[batch.start : batch.stop] = vanished
-                done += len(batch)
-                shard = batch.start // spec.shard_images
-                if batch.stop == spec.shard_rows(shard).stop:
-                    # One shard is written while the next is filled, never more: memory.
-                    if writing is not None:
-                        writing.result()
-                    writing = disk.submit(self._write, shard, filled)
-                    filled = []
-                    give_memory_back()
-                if progress:
-                    progress(done, spec.images)
-            if writing is not None:
-                writing.result()
-        self._writer.finish(lost)
-
-    def _decode(self, rows: range) -> tuple[torch.Tensor, list[tuple[np.ndarray, int]]]:
-        """Images (B, 3, S, S) float32, and the mask of each."""
-        how = self._spec.backbone.preprocess
-        images = torch.empty(len(rows), 3, how.size, how.size)
-        for image, row in zip(images.numpy(), rows, strict=True):
-            path, manifest = self._manifest.image_path(row), self._manifest
-            pixels = read_image(path, exif=manifest.exif, white=manifest.white)
-            image[...] = preprocess(pixels, how)
-        return images, [self._mask(row) for row in rows]
-
-    def _mask(self, row: int) -> tuple[np.ndarray, int]:
-        """A mask (S, S) uint8, and how many of its regions did not survive the resizing."""
-        size = self._spec.backbone.preprocess.size
-        path = self._manifest.mask_path(row)
-        if path is None or self._manifest.table["mask_state"].iloc[row] != MaskState.GIVEN:
-            return np.zeros((size, size), np.uint8), 0
-        mask = read_mask(path, exif=self._manifest.exif)
-        resized = resize_mask(mask, size)
-        return resized, vanished_regions(mask, resized)
-
-    def _compute(
-        self, decoded: tuple[torch.Tensor, list[tuple[np.ndarray, int]]]
-    ) -> tuple[Arrays, tuple[int, ...]]:
-        images, with_masks = decoded
-        output = forward(self._backbone, images.to(self._device), self._at_once)
-        masks, lost = zip(*with_masks, strict=True)
-        arrays = {"mask": np.stack(masks)}
-        for layer in list(output):
-            value = output.pop(layer)  # its memory is free as soon as it is cast
-            arrays[f"tokens_{layer}"] = self._cast(value.patches, layer)
-            arrays[f"prefix_{layer}"] = self._cast(value.prefix, layer)
-        return arrays, lost
-
-    def _write(self, shard: int, batches: list[Arrays]) -> None:
-        """Write a shard; its batches are used up, array after array, for memory."""
-        names = large_arrays(self._spec)
-        joined = {name: np.concatenate([batch.pop(name) for batch in batches]) for name in names}
-        self._writer.write_shard(shard, joined)
-
-    def _cast(self, values: torch.Tensor, layer: str) -> np.ndarray:
-        """Tokens in the store's dtype; one that does not fit is an error, never an infinity."""
-        stored = values.to(torch.float16 if self._spec.dtype == "float16" else torch.float32)
-        # A sum is finite if its terms are; it needs no memory of the tokens' size.
-        if not bool(stored.sum(dtype=torch.float64).isfinite()):
-            raise SpgError(
-                f"Layer {layer} has tokens that do not fit {self._spec.dtype} (largest value "
-                f"{float(values.abs().max()):.4g}). Set `extract.dtype: float32` "
-                "and extract with --replace."
-            )
-        return stored.cpu().numpy()
-
-
-def core_workers(count: int, *, one_core_each: bool) -> ThreadPoolExecutor:
-    """Threads for decoding; with `one_core_each`, torch computes in them on few cores each.
-
-    That number depends on the machine alone, so that `--workers` does not change a bit.
-    """
-    if not one_core_each:
-        return ThreadPoolExecutor(count, "spg-decode")
-    cores = max(1, (os.cpu_count() or 1) // _CPU_WORKERS)
-    count = min(count, _CPU_WORKERS)
-    return ThreadPoolExecutor(count, "spg-extract", torch.set_num_threads, (cores,))
-
-
-def give_memory_back() -> None:
-    """Have glibc return what its arenas, one or more a thread, hold without using it.
-
-    Tokens of tens of megabytes leave them in pieces, and the peak would grow with the run's length.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:  # other C libraries have no such call, and no need of it
-        trim(0)
-
-
-def inputs_at_once(spec: BackboneSpec, batch_images: int, device: str) -> int:
-    """Images or tiles in a forward pass.
-
-    The maps of a CNN's first layers, megabytes an image, stay in a CPU's cache only if images come
-    one by one: 2.2 times faster for EfficientNet-Lite0 at 448 px. ViTs do not care.
-    """
-    alone = spec.family == "timm-cnn" and torch.device(device).type == "cpu"
-    return 1 if alone else batch_images
 
 
 def _layer_shapes(backbone: Backbone, device: str) -> dict[str, LayerShape]:

@@ -1,6 +1,5 @@
 """Mean, deviation and checksums of the tokens, gathered shard by shard while they are written."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -35,12 +34,21 @@ class ShardStatistics:
         return cls(total, squares, [crc32c(image) for image in tokens])
 
 
-def mean_std(shards: Mapping[int, ShardStatistics], tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation (D,) float64 over all `tokens` patch tokens of one layer.
+class LayerStatistics:
+    """Of all patch tokens of one layer. Shards are added in order, so that the bits are one's own
+    whoever computed them and however often."""
 
-    Shards are added in order, so that a resumed run gives the same bits.
-    """
-    ordered = [shards[shard] for shard in sorted(shards)]
-    mean = np.sum([shard.total for shard in ordered], axis=0) / tokens
-    squares = np.sum([shard.squares for shard in ordered], axis=0) / tokens
-    return mean, np.sqrt(np.maximum(squares - mean**2, 0.0))
+    def __init__(self, dim: int) -> None:
+        self._total, self._squares = np.zeros((2, dim))
+        self.checksums: list[int] = []
+
+    def add(self, shard: ShardStatistics) -> None:
+        """Add the next shard."""
+        self._total += shard.total
+        self._squares += shard.squares
+        self.checksums += shard.checksums
+
+    def mean_std(self, tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and deviation (D,) float64 over all `tokens` patch tokens."""
+        mean, squares = self._total / tokens, self._squares / tokens
+        return mean, np.sqrt(np.maximum(squares - mean**2, 0.0))

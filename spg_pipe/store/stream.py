@@ -95,15 +95,15 @@ def image_batches(
 
 
 def ordered_batches(
-    sources: dict[str, TokenSource], batch_images: int
+    sources: dict[str, TokenSource], batch_images: int, rows: range | None = None
 ) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
-    """All images in the store's order: rows (B,), and layer → (B, 1 + N, D) float32 tokens.
+    """All images in the store's order, or these: rows (B,), and layer → (B, 1 + N, D) float32.
 
     Of tiled images B is smaller, so that a batch takes the memory of `batch_images` others.
     """
     store = next(iter(sources.values())).store
     size = max(1, batch_images // store.spec.backbone.inputs_per_image)
-    yield from _with_cls(sources, _slices(np.arange(len(store)), size))
+    yield from _with_cls(sources, _slices(np.array(rows or range(len(store))), size))
 
 
 def token_batches(

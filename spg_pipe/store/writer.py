@@ -1,49 +1,52 @@
-"""Write a store shard by shard, so that a killed run resumes at the first missing shard."""
+"""Write a store shard by shard, by one process or many: whoever computes a shard, its bytes are the
+same, and a killed run goes on at the first missing shard."""
 
-import hashlib
-import json
 import shutil
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import numpy as np
 import zarr
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
-from spg_pipe.artefacts.files import fresh_folder, write_bytes, write_json
+from spg_pipe.artefacts.files import write_bytes
 from spg_pipe.artefacts.reading import MOST_BYTES, read_file, reading
-from spg_pipe.artefacts.record import parse_record
 from spg_pipe.datasets.manifest import Manifest
-from spg_pipe.errors import DamagedError, SpgError, listed
-from spg_pipe.store.files import is_damaged_store, read_attributes
-from spg_pipe.store.format import (
-    COMMAND,
-    IMAGE_TABLE,
-    REMAKE,
-    SHARD_INDEX,
-    StoreSpec,
-    create_arrays,
-    encode_mask,
-    large_arrays,
-    seal_of,
-    write_small,
+from spg_pipe.errors import DamagedError, SpgError
+from spg_pipe.store.begin import begin_anew, begun, declare, refuse_what_is_no_store
+from spg_pipe.store.claims import PATIENCE, claim, holding, locked, require_unclaimed
+from spg_pipe.store.files import read_attributes
+from spg_pipe.store.finish import change_attributes, clear_parts, complete, sweep
+from spg_pipe.store.format import COMMAND, SHARD_INDEX, StoreSpec, encode_mask
+from spg_pipe.store.parts import (
+    PARTS,
+    ShardPart,
+    entry_is_intact,
+    part_file,
+    part_of,
+    read_part,
+    write_part,
 )
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.shards import (
     ShardEntry,
     chunk_file,
-    crc32c,
     parse_entries,
     raw_bytes,
-    save_entries,
     shard_files,
     write_file,
     write_shard,
 )
-from spg_pipe.store.statistics import ShardStatistics, mean_std
+from spg_pipe.store.statistics import ShardStatistics
+
+Arrays = dict[str, np.ndarray]
+"""Parts of a store by their names, of a batch or a shard of B images: tokens (B, N, D) and prefix
+tokens (B, P, D) in the store's dtype, masks (B, S, S) uint8, which are all zero where there is none
+(`mask_state` tells which), `lost_regions` (B,) uint32."""
+LostRegions = Callable[[range], Sequence[int]]
+"""Of rows: how many regions of each image's mask vanish when it is resized to S×S."""
 
 _REFRESHED = ("skipped", "selection", "notes", "sources")
 """Attributes of a finished store that follow the dataset: which images are left out, what a person
@@ -51,8 +54,28 @@ should know. They are no part of the fingerprint, so damaged files may come and 
 tokens."""
 
 
+def write_whole(root: Path, spec: StoreSpec, shard: int, arrays: Arrays) -> None:
+    """Write one shard of all large arrays, then its record, which makes it count as finished."""
+    rows, places = spec.shard_rows(shard), spec.shard_images
+    files, statistics = [], {}
+    for layer in spec.layers:
+        tokens, prefix = arrays[f"tokens_{layer}"], arrays[f"prefix_{layer}"]
+        chunks = [spec.encode_tokens(raw_bytes(image)) for image in tokens]
+        name = chunk_file(f"tokens_{layer}", shard)
+        files.append(write_shard(root, name, chunks, rows, places))
+        # A chunk of prefix tokens is always full: the last one ends with fill values.
+        padded = np.full((places, *prefix.shape[1:]), np.nan, spec.dtype)
+        padded[: len(rows)] = prefix
+        name = chunk_file(f"prefix_{layer}", shard)
+        files.append(write_file(root, name, rows, raw_bytes(padded)))
+        statistics[layer] = ShardStatistics.of(tokens)
+    masks, name = [encode_mask(mask) for mask in arrays["mask"]], chunk_file("mask", shard)
+    files.append(write_shard(root, name, masks, rows, places))
+    write_part(root, shard, part_of(spec, files, statistics, arrays["lost_regions"].tolist()))
+
+
 class StoreWriter:
-    """Writes one store; `missing_shards` says what is still to be done.
+    """Writes one store as a whole; `missing_shards` says what is still to be done.
 
     A context: it locks the store's place, so that one process writes at a time. A store that is
     `up_to_date` is not locked and not touched, unless what is said beside its content has changed.
@@ -65,6 +88,8 @@ class StoreWriter:
         Its fingerprint decides whether a store that is already there is this one.
     manifest : Manifest
         The images, in the store's order.
+    lost_regions : callable
+        For shards that are there without a record of their own.
     replace : bool
         Remove a store of another fingerprint instead of refusing. In a store of this fingerprint,
         check every byte and write damaged shards anew.
@@ -76,21 +101,27 @@ class StoreWriter:
     """
 
     def __init__(
-        self, path: Path, spec: StoreSpec, manifest: Manifest, *, replace: bool = False
+        self,
+        path: Path,
+        spec: StoreSpec,
+        manifest: Manifest,
+        lost_regions: LostRegions,
+        *,
+        replace: bool = False,
     ) -> None:
         self.path, self.spec, self.manifest = path, spec, manifest
-        self._replace = replace
-        self._entries: list[ShardEntry] = []
-        self._stats: dict[str, dict[int, ShardStatistics]] = {name: {} for name in spec.layers}
+        self._lost_regions, self._replace = lost_regions, replace
         self._lock: FileLock | None = None
+        self._done: set[int] = set()
 
     def __enter__(self) -> Self:
         self.up_to_date = self._is_up_to_date()
-        if self.up_to_date and self._says(_REFRESHED):
+        if self.up_to_date and self._says(_REFRESHED) and not (self.path / PARTS).exists():
             return self
         refuse_what_is_no_store(self.path)
         self._lock = locked(self.path)
         try:
+            require_unclaimed(self.path)
             self._begin()
         except BaseException:
             self._lock.release()
@@ -98,7 +129,7 @@ class StoreWriter:
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, SpgError) and not self._entries and not self.up_to_date:
+        if isinstance(error, SpgError) and not self._done and not self.up_to_date:
             # Without a single finished shard there is nothing to go on with.
             shutil.rmtree(self.path)
         if self._lock is not None:
@@ -109,18 +140,12 @@ class StoreWriter:
         self.up_to_date = self._is_up_to_date()  # another process may have finished it meanwhile
         if self.up_to_date:
             wanted = self.spec.attributes()
-            _change_attributes(self.path, {name: wanted[name] for name in _REFRESHED})
+            change_attributes(self.path, {name: wanted[name] for name in _REFRESHED})
+            clear_parts(self.path)
         elif self._is_begun:
-            recorded = self._recorded()
-            self._declare_again()
-            self._recover(recorded)
-            self._sweep()
+            self._go_on(self._recorded())
         else:
-            if not self._replace:
-                with reading(self.path, "store", COMMAND):
-                    _refuse_other_content(self.path, self.spec, self.manifest)
-            with fresh_folder(self.path) as folder:
-                create_arrays(folder, self.spec)
+            begin_anew(self.path, self.spec, self.manifest, replace=self._replace)
 
     def _says(self, names: Iterable[str]) -> bool:
         """Whether the attributes of what is there with these names are the wanted ones."""
@@ -130,19 +155,8 @@ class StoreWriter:
     @property
     def _is_begun(self) -> bool:
         """Whether a store of this content is there, its attributes whole."""
-        text = json.dumps(read_attributes(self.path))
-        try:
-            there = parse_record(text, self.path, StoreSpec, "store", COMMAND)
-        except SpgError:
-            return False
-        return there.fingerprint == self.spec.fingerprint
-
-    def _declare_again(self) -> None:
-        """Metadata as they were at the beginning: not complete, and none missing or damaged."""
-        with TemporaryDirectory() as folder:
-            create_arrays(Path(folder), self.spec)
-            for name in ("zarr.json", *(f"{a}/zarr.json" for a in large_arrays(self.spec))):
-                write_bytes(self.path / name, (Path(folder) / name).read_bytes())
+        there = begun(self.path)
+        return there is not None and there.fingerprint == self.spec.fingerprint
 
     def _is_up_to_date(self) -> bool:
         """Whether this store is complete and has all its files and metadata: by size or, to
@@ -152,7 +166,7 @@ class StoreWriter:
         entries = self._recorded()
         if not entries or FeatureStore(self.path, check_files=False).file_faults():
             return False
-        return not self._replace or all(self._is_intact(entry) for entry in entries)
+        return not self._replace or all(entry_is_intact(self.path, entry) for entry in entries)
 
     def _recorded(self) -> list[ShardEntry]:
         """shards.json; a damaged one counts as empty where the store may be written anew."""
@@ -167,172 +181,123 @@ class StoreWriter:
                 raise
             return []
 
-    def _recover(self, entries: list[ShardEntry]) -> None:
-        """Keep the shards that are recorded and whole; the others are written again."""
-        recorded = {entry.name: entry for entry in entries}
+    def _go_on(self, recorded: Sequence[ShardEntry]) -> None:
+        """Keep the shards that are whole, remove whatever else is there, and declare the rest.
+
+        `recorded`: shards.json of a store that was complete, or that an older version left
+        unfinished; it stays as it is until each of its shards has a record.
+        """
+        (self.path / PARTS).mkdir(exist_ok=True)
+        with TemporaryDirectory() as folder:
+            declare(Path(folder), self.spec, self.manifest)
+            files = [path for path in Path(folder).rglob("*") if path.is_file()]
+            declared = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+        index = declared.pop(SHARD_INDEX)
+        # The attributes first: from here on the store is not complete.
+        for name in sorted(declared, key=lambda name: name != "zarr.json"):
+            write_bytes(self.path / name, declared[name])
+        kept, entries = {SHARD_INDEX, *declared}, {entry.name: entry for entry in recorded}
         for shard in range(self.spec.shards):
-            names = shard_files(self.spec, shard)
-            if not all(name in recorded and self._is_intact(recorded[name]) for name in names):
+            part = read_part(self.path, self.spec, shard)
+            if part is None:
+                part = self._recorded_again(shard, entries)
+            elif not part.is_intact(self.path):
                 continue
-            self._entries += [recorded[name] for name in names]
-            rows = self.spec.shard_rows(shard)
-            for layer, statistics in self._stats.items():
-                array: Any = zarr.open_array(self.path / f"tokens_{layer}", mode="r")
-                tokens = np.asarray(array[rows.start : rows.stop])
-                statistics[shard] = ShardStatistics.of(tokens)
+            if part is not None:
+                self._done.add(shard)
+                kept |= {entry.name for entry in part.files}
+                kept.add(part_file(self.path, shard).relative_to(self.path).as_posix())
+        write_bytes(self.path / SHARD_INDEX, index)
+        sweep(self.path, kept)
+        (self.path / PARTS).mkdir(exist_ok=True)  # an empty one was swept away
 
-    def _sweep(self) -> None:
-        """Remove what a killed writer left: unrecorded and temporary files, small arrays."""
-        declared = [f"{name}/zarr.json" for name in large_arrays(self.spec)]
-        known = {"zarr.json", *declared, *(entry.name for entry in self._entries)}
-        for path in sorted(self.path.rglob("*"), reverse=True):
-            if path.is_dir():
-                if not any(path.iterdir()):
-                    path.rmdir()
-            elif path.relative_to(self.path).as_posix() not in known:
-                path.unlink()
-        if self._entries:
-            save_entries(self.path, self._entries)
-
-    def _is_intact(self, entry: ShardEntry) -> bool:
-        path = self.path / entry.name
-        return path.is_file() and crc32c(path.read_bytes()) == entry.crc32c
+    def _recorded_again(self, shard: int, entries: dict[str, ShardEntry]) -> ShardPart | None:
+        """The record of a shard, made and written from its files; None if one is not whole."""
+        names, rows = shard_files(self.spec, shard), self.spec.shard_rows(shard)
+        if not all(name in entries and entry_is_intact(self.path, entries[name]) for name in names):
+            return None
+        statistics = {}
+        for layer in self.spec.layers:
+            array: Any = zarr.open_array(self.path / f"tokens_{layer}", mode="r")
+            tokens = np.asarray(array[rows.start : rows.stop])
+            statistics[layer] = ShardStatistics.of(tokens)
+        files, lost = [entries[name] for name in names], self._lost_regions(rows)
+        part = part_of(self.spec, files, statistics, lost)
+        write_part(self.path, shard, part)
+        return part
 
     @property
     def missing_shards(self) -> list[int]:
         """Shards that are not yet recorded, in order."""
-        done = {entry.name for entry in self._entries}
-        return [s for s in range(self.spec.shards) if not set(shard_files(self.spec, s)) <= done]
+        return [shard for shard in range(self.spec.shards) if shard not in self._done]
 
-    def write_shard(self, shard: int, arrays: dict[str, np.ndarray]) -> None:
-        """Write one shard of all large arrays, then record it.
+    def write_shard(self, shard: int, arrays: Arrays) -> None:
+        """Write one shard of all large arrays, then record it."""
+        write_whole(self.path, self.spec, shard, arrays)
+        self._done.add(shard)
 
-        Parameters
-        ----------
-        arrays : dict
-            `tokens_<layer>` (n, N, D) and `prefix_<layer>` (n, P, D) in the store's dtype; `mask`
-            (n, S, S) uint8.
-        """
-        rows, places = self.spec.shard_rows(shard), self.spec.shard_images
-        entries = []
-        for layer in self.spec.layers:
-            tokens, prefix = arrays[f"tokens_{layer}"], arrays[f"prefix_{layer}"]
-            chunks = [self.spec.encode_tokens(raw_bytes(image)) for image in tokens]
-            name = chunk_file(f"tokens_{layer}", shard)
-            entries.append(write_shard(self.path, name, chunks, rows, places))
-            # A chunk of prefix tokens is always full: the last one ends with fill values.
-            padded = np.full((places, *prefix.shape[1:]), np.nan, self.spec.dtype)
-            padded[: len(rows)] = prefix
-            name = chunk_file(f"prefix_{layer}", shard)
-            entries.append(write_file(self.path, name, rows, raw_bytes(padded)))
-            self._stats[layer][shard] = ShardStatistics.of(tokens)
-        masks, name = [encode_mask(mask) for mask in arrays["mask"]], chunk_file("mask", shard)
-        entries.append(write_shard(self.path, name, masks, rows, places))
-        self._entries += entries
-        save_entries(self.path, self._entries)
-
-    def finish(self, lost_regions: np.ndarray) -> None:
-        """Write the small arrays, consolidate the metadata and set the completeness mark.
-
-        Parameters
-        ----------
-        lost_regions : (images,) uint32
-            Defect regions of each mask that vanished when it was resized to S×S.
-        """
-        if self.missing_shards:
-            raise SpgError(f"{self.path}: shards {self.missing_shards} are missing.")
-        small, rows = [], range(self.spec.images)
-        for name, dimension, values in self._small_arrays(lost_regions):
-            write_small(self.path, name, values, dimension)
-            chunk = f"{name}/c/0"  # written again: Zarr syncs nothing
-            small.append(write_file(self.path, chunk, rows, (self.path / chunk).read_bytes()))
-            declared = self.path / name / "zarr.json"
-            write_bytes(declared, declared.read_bytes())
-        save_entries(self.path, [*self._entries, *small])
-        group = zarr.open_group(self.path, mode="r+")
-        with warnings.catch_warnings():
-            # shards.json is ours, and Zarr v3's consolidated metadata is not yet standardised:
-            # both are known (docs/store.md).
-            warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
-            zarr.consolidate_metadata(group.store)
-        index = (self.path / SHARD_INDEX).read_bytes()
-        digest = hashlib.sha256(index).hexdigest()
-        _change_attributes(self.path, {"complete": True, "index_sha256": digest})
-
-    def _small_arrays(self, lost_regions: np.ndarray) -> Iterator[tuple[str, str, np.ndarray]]:
-        """Name, dimension and values of each."""
-        yield "lost_regions", "image", lost_regions
-        for name, dtype in IMAGE_TABLE.items():
-            yield name, "image", self.manifest.table[name].to_numpy(dtype)
-        for layer, shape in self.spec.layers.items():
-            shards = self._stats[layer]
-            mean, std = mean_std(shards, self.spec.images * shape.patches)
-            yield f"mean_{layer}", f"dim_{layer}", mean
-            yield f"std_{layer}", f"dim_{layer}", std
-            checksums = [value for shard in sorted(shards) for value in shards[shard].checksums]
-            yield f"checksum_{layer}", "image", np.array(checksums, np.uint32)
+    def finish(self) -> None:
+        """Write the small arrays, consolidate the metadata and set the completeness mark."""
+        complete(self.path, self.spec)
+        clear_parts(self.path)
 
 
-def locked(path: Path) -> "FileLock":
-    """The operating system's lock on a store's place, taken at once: `.<store>.lock` beside it.
+class ClaimedShards:
+    """Some shards of a begun store for this process, while others write other shards.
 
-    It ends with its process, however that dies. The empty file stays: removing a locked file would
-    let two processes lock two files of the same name. Raises SpgError if another process holds it.
+    A context. Each shard is locked from its claim until it is written; one that is there and whole
+    is left, and one that another living process holds.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise SpgError(
-            f"Another process is writing {path}. Wait for it to end, stop it, or write "
-            "to another place with --out."
-        ) from error
-    return lock
 
+    def __init__(self, path: Path, spec: StoreSpec) -> None:
+        self.path, self.spec = path, spec
+        self.written: list[int] = []
+        self.there: list[int] = []
+        """Which were whole already."""
+        self.held: list[int] = []
+        """Which other processes were writing."""
+        self._locks: dict[int, FileLock] = {}
 
-def refuse_what_is_no_store(path: Path) -> None:
-    """Raise SpgError if something else than a store is in the place."""
-    there = read_attributes(path) or {}
-    if {"schema", "fingerprint"} <= set(there) or is_damaged_store(path):
-        return
-    if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
-        raise SpgError(
-            f"{path} exists and is not a feature store. Choose another place or remove it."
-        )
+    def __enter__(self) -> Self:
+        return self
 
+    def __exit__(self, *_error: object) -> None:
+        for shard in list(self._locks):
+            self._release(shard)
 
-def _refuse_other_content(path: Path, spec: StoreSpec, manifest: Manifest) -> None:
-    """Raise SpgError if a store is in the place, with what differs."""
-    if is_damaged_store(path):
-        raise SpgError(f"{path} is a store with a damaged zarr.json: write it anew with {REMAKE}.")
-    there, wanted = read_attributes(path), spec.attributes()
-    if not there:
-        return
-    words = []
-    for name in [name for name in wanted if name not in spec.BESIDE]:
-        old, new = there.get(name), wanted[name]
-        if old == new:
-            continue
-        if name == "manifest":
-            words.append("its images, masks or labels are others")
-        elif isinstance(old, dict) and isinstance(new, dict):
-            keys = [key for key in {**new, **old} if old.get(key) != new.get(key)]
-            words.append(f"{name} differs ({', '.join(keys)})")
-        else:
-            words.append(f"{name}: found {old!r}, expected {new!r}")
-    here = set(manifest.table["path"])
-    repaired = [bad["path"] for bad in there.get("skipped") or () if bad["path"] in here]
-    if repaired:
-        words.append(f"it left out what is no longer left out: {listed(repaired)}")
-    raise SpgError(
-        f"{path} holds a store of other content ({'; '.join(words) or 'changed attributes'}). "
-        "Use --replace to write it anew, or choose another place."
-    )
+    def claimed(self, shards: Iterable[int]) -> Iterator[int]:
+        """Those of the shards that are to be computed here, each claimed when it is asked for.
 
+        Raises SpgError if the store was replaced, or a process writes it as a whole.
+        """
+        for shard in shards:
+            with holding(self.path, PATIENCE):
+                there = begun(self.path)
+                if there is None or there.fingerprint != self.spec.fingerprint:
+                    raise SpgError(
+                        f"{self.path} was removed or replaced while its shards were computed. "
+                        "Give the same command again."
+                    )
+                lock = None if there.complete else claim(self.path, shard)
+            if there.complete:
+                self.there.append(shard)
+            elif lock is None:
+                self.held.append(shard)
+            else:
+                self._locks[shard] = lock
+                part = read_part(self.path, self.spec, shard)
+                if part is None or not part.is_intact(self.path):
+                    part_file(self.path, shard).unlink(missing_ok=True)
+                    yield shard
+                else:
+                    self._release(shard)
+                    self.there.append(shard)
 
-def _change_attributes(path: Path, changes: Mapping[str, object]) -> None:
-    metadata = json.loads((path / "zarr.json").read_text())
-    metadata["attributes"].update(changes)
-    metadata["attributes"]["seal"] = seal_of(metadata)
-    write_json(path / "zarr.json", metadata)
+    def write_shard(self, shard: int, arrays: Arrays) -> None:
+        """Write one claimed shard, record it, and let go of it."""
+        write_whole(self.path, self.spec, shard, arrays)
+        self.written.append(shard)
+        self._release(shard)
+
+    def _release(self, shard: int) -> None:
+        self._locks.pop(shard).release()

@@ -16,7 +16,7 @@ from pydantic import Field
 from spg_pipe.artefacts.record import Record, read_record
 from spg_pipe.detector.record import DetectorOrigin
 from spg_pipe.errors import DamagedError
-from spg_pipe.store.extract import give_memory_back
+from spg_pipe.store.compute import give_memory_back
 
 _SAMPLE_SECONDS = 0.005
 

@@ -13,7 +13,7 @@ from tiny import TinyBackbone, extracted, files, manifest_of
 from spg_pipe.artefacts.files import fingerprint
 from spg_pipe.backbones import precision
 from spg_pipe.errors import SpgError
-from spg_pipe.store import writer as writer_module
+from spg_pipe.store import begin, finish, writer
 from spg_pipe.store.reader import FeatureStore
 
 
@@ -47,27 +47,30 @@ def test_an_interrupted_extract_goes_on_and_ends_with_the_same_bytes(
 
 
 @pytest.mark.parametrize(
-    ("function", "call"),
+    ("module", "function", "call"),
     [
-        ("write_shard", 4),  # tokens_1
-        ("write_file", 4),  # prefix_2
-        ("write_shard", 6),  # mask
-        ("save_entries", 2),
-        ("_change_attributes", 1),  # the completeness mark
+        (writer, "write_shard", 4),  # tokens_1
+        (writer, "write_file", 4),  # prefix_2
+        (writer, "write_shard", 6),  # mask
+        (writer, "write_part", 2),  # the record
+        (finish, "write_array", 4),
+        (finish, "save_entries", 1),
+        (finish, "change_attributes", 1),  # the completeness mark
+        (writer, "clear_parts", 1),
     ],
 )
 def test_a_kill_between_two_files_of_a_shard_is_mended(
-    tiny_store, tiny_manifest, tmp_path, monkeypatch, function, call
+    tiny_store, tiny_manifest, tmp_path, monkeypatch, module, function, call
 ):
     # In the second shard: after the files of the first are recorded.
-    true, calls = getattr(writer_module, function), iter(range(1, 99))
+    true, calls = getattr(module, function), iter(range(1, 99))
 
     def stops(*given: Any) -> object:
         if next(calls) == call:
             raise KeyboardInterrupt
         return true(*given)
 
-    monkeypatch.setattr(writer_module, function, stops)
+    monkeypatch.setattr(module, function, stops)
     with pytest.raises(KeyboardInterrupt):
         extracted(tiny_manifest, tmp_path / "a.zarr")
     monkeypatch.undo()
@@ -75,13 +78,13 @@ def test_a_kill_between_two_files_of_a_shard_is_mended(
     again = extracted(tiny_manifest, tmp_path / "a.zarr", backbone=backbone)
     assert files(again.path) == files(tiny_store.path)
     # The first call only asks for the shapes; the first shard, or every one, was there.
-    assert backbone.calls == (1 if function == "_change_attributes" else 4)
+    assert backbone.calls == (1 if function in finish.__dict__ else 4)
 
 
 def test_a_kill_while_the_arrays_are_declared_leaves_nothing_or_the_old_store(
     tiny_store, tiny_manifest, tmp_path, monkeypatch
 ):
-    place, declare = tmp_path / "a.zarr", writer_module.create_arrays
+    place, declare = tmp_path / "a.zarr", begin.create_arrays
 
     def stops(*given: Any) -> None:
         declare(*given)
@@ -89,7 +92,7 @@ def test_a_kill_while_the_arrays_are_declared_leaves_nothing_or_the_old_store(
 
     for old in (False, True):
         before = files(extracted(tiny_manifest, place, dtype="float32").path) if old else {}
-        monkeypatch.setattr(writer_module, "create_arrays", stops)
+        monkeypatch.setattr(begin, "create_arrays", stops)
         with pytest.raises(KeyboardInterrupt):
             extracted(tiny_manifest, place, replace=True)
         monkeypatch.undo()

@@ -22,7 +22,7 @@ from spg_pipe.predict.judge import JudgedImage, Unreadable, judge_items
 from spg_pipe.predict.pictures import map_png, overlay_picture, photograph_jpeg
 from spg_pipe.predict.regions import regions_of
 from spg_pipe.predict.result import Line
-from spg_pipe.store.extract import give_memory_back
+from spg_pipe.store.compute import give_memory_back
 
 _SECONDS_A_TRIM = 10
 LOG = logging.getLogger("spg_pipe.serve")

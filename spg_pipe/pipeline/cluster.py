@@ -1,0 +1,212 @@
+"""Units of work on the workers of a Dask cluster: a bounded window of them at a time, and again
+where a worker died. The only module that imports `distributed`."""
+
+import logging
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import count, islice
+from threading import Lock
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from uuid import uuid4
+
+import dask
+import torch
+from distributed import Client, Future, LocalCluster, WorkerPlugin, get_worker, wait
+from distributed.comm import CommClosedError
+from distributed.scheduler import KilledWorker
+from threadpoolctl import threadpool_limits
+
+from spg_pipe.artefacts.files import versions
+from spg_pipe.errors import SpgError, counted
+from spg_pipe.recipe.machine import local_workers
+
+U = TypeVar("U")
+R_co = TypeVar("R_co", covariant=True)
+U_contra = TypeVar("U_contra", contravariant=True)
+R = TypeVar("R")
+
+_AHEAD = 2
+"""Units a thread of the cluster that are submitted at once: one that runs and one that waits."""
+_TRIES = 10
+"""Of a unit whose workers die. Dask itself tries a unit on four workers before it gives up."""
+_SECONDS = 60
+"""Without an answer, until a cluster without workers is given up; and to connect to one."""
+
+
+class Job(Protocol[U_contra, R_co]):
+    """What is sent to each worker once: its `open` loads what all units need."""
+
+    def open(self) -> Callable[[U_contra], R_co]:
+        """What computes a unit; an `SpgError` of it ends the run."""
+        ...
+
+
+class Failure(NamedTuple):
+    """An `SpgError` of a unit: what went wrong for a person, not for the cluster."""
+
+    message: str
+
+
+class _Opened(WorkerPlugin, Generic[U, R]):
+    """A job on a worker: Dask gives it to each, to those that come later as well."""
+
+    def __init__(self, name: str, job: Job[U, R]) -> None:
+        self.name, self._job = name, job
+        self._threads, self._versions = torch.get_num_threads(), _versions()
+
+    def setup(self, worker: object) -> None:
+        """As Dask calls it when it gives the job to a worker: nothing is loaded yet."""
+        self._lock, self._compute = Lock(), None
+
+    def unit(self, unit: U) -> R | Failure:
+        """Compute one unit, with as many threads as the client would: bits may depend on that."""
+        try:
+            with self._lock:
+                if self._compute is None:
+                    _require_versions(self._versions)
+                    self._compute = self._job.open()  # type: ignore[assignment]
+            torch.set_num_threads(self._threads)
+            with threadpool_limits(self._threads):
+                return self._compute(unit)  # type: ignore[misc,no-any-return]
+        except SpgError as error:
+            return Failure(str(error))
+
+
+def _unit(name: str, unit: object) -> object:
+    """What Dask runs on a worker."""
+    return get_worker().plugins[name].unit(unit)  # type: ignore[attr-defined]
+
+
+class Workers:
+    """The workers of a cluster."""
+
+    def __init__(self, client: Client, where: str) -> None:
+        self._client, self._where = client, where
+
+    @contextmanager
+    def serving(self, job: Job[U, R]) -> Iterator[Callable[[Iterable[U]], Iterator[tuple[U, R]]]]:
+        """What computes units of a job: each with its result, in the order in which they end.
+
+        An `SpgError` if one of them ends so, if its workers die again and again, or if the
+        cluster is lost.
+        """
+        name = f"spg-pipe-{uuid4().hex}"
+        self._client.register_plugin(_Opened(name, job))
+        try:
+            yield lambda units: self._results(name, units)
+        finally:
+            if self._client.status == "running":
+                self._client.unregister_worker_plugin(name)
+
+    def _results(self, name: str, units: Iterable[U]) -> Iterator[tuple[U, R]]:
+        waiting, tries, running = iter(units), Counter[int](), dict[Future, tuple[int, U]]()
+        numbered = zip(count(), waiting, strict=False)
+        while True:
+            free = _AHEAD * sum(self._client.nthreads().values()) - len(running)
+            for number, unit in islice(numbered, max(free, 0 if running else 1)):
+                running[self._submit(name, number, unit, 0)] = number, unit
+            if not running:
+                return
+            for future in self._ended(running):
+                number, unit = running.pop(future)
+                result = self._result(future)
+                if isinstance(result, Failure):
+                    raise SpgError(result.message)
+                if result is not None:
+                    yield unit, result[0]
+                    continue
+                tries[number] += 1
+                if tries[number] == _TRIES:
+                    raise SpgError(
+                        f"Worker after worker of {self._where} died with the same unit of work, "
+                        f"number {number}: perhaps they lack memory. Use fewer or larger workers."
+                    )
+                running[self._submit(name, number, unit, tries[number])] = number, unit
+
+    def _submit(self, name: str, number: int, unit: object, tried: int) -> Future:
+        key = f"{name}-{number}-{tried}"
+        return self._client.submit(_unit, name, unit, key=key, pure=False)
+
+    def _ended(self, running: Mapping[Future, object]) -> list[Future]:
+        """The futures that are done, at least one."""
+        while True:
+            try:
+                wait(list(running), timeout=_SECONDS, return_when="FIRST_COMPLETED")
+            except TimeoutError:
+                if self._client.status == "running" and self._client.nthreads():
+                    continue
+                raise self._lost() from None
+            return [future for future in running if future.done()]
+
+    def _result(self, future: Future) -> tuple[Any] | Failure | None:
+        """The result in a tuple, a failure, or None if the worker died."""
+        if future.cancelled() or self._client.status != "running":
+            raise self._lost()
+        try:
+            result = future.result()
+        except (KilledWorker, CommClosedError):
+            return None
+        return result if isinstance(result, Failure) else (result,)
+
+    def _lost(self) -> SpgError:
+        return SpgError(
+            f"The scheduler or all workers of {self._where} are gone. What is finished stays: "
+            "start them again, and give the same command again."
+        )
+
+
+@contextmanager
+def opened(cluster: str) -> Iterator[Workers]:
+    """The workers of `local[:N]`, which are started and end here, or of a scheduler's address.
+
+    An `SpgError` if there is no such cluster.
+    """
+    if (number := local_workers(cluster)) is None:
+        with _connected(cluster, cluster) as client:
+            yield Workers(client, cluster)
+        return
+    # The workers' number of threads is the client's, as `_Opened.unit` sets it.
+    settings = {"distributed.nanny.pre-spawn-environ": {}}
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        dask.config.set(settings),
+        LocalCluster(
+            n_workers=number,
+            threads_per_worker=1,
+            memory_limit=0,
+            dashboard_address=None,
+            local_directory=scratch,
+            silence_logs=logging.CRITICAL,
+        ) as started,
+        _connected(started, counted(number, "local worker")) as client,
+    ):
+        yield Workers(client, cluster)
+
+
+@contextmanager
+def _connected(address: object, where: str) -> Iterator[Client]:
+    try:
+        client = Client(address, timeout=_SECONDS)
+    except (OSError, ValueError) as error:
+        raise SpgError(
+            f"No Dask scheduler answers at {where} ({error}). Check --cluster: local, local:4 or "
+            "an address as `dask scheduler` prints it, tcp://host:8786."
+        ) from error
+    with client:
+        yield client
+
+
+def _versions() -> dict[str, str]:
+    """Versions of libraries, without the machine's GPU."""
+    return {name: v for name, v in versions().items() if name not in ("gpu", "driver")}
+
+
+def _require_versions(wanted: Mapping[str, str]) -> None:
+    """An `SpgError` where a worker has other libraries: its bits would be others."""
+    here = _versions()
+    if other := [f"{n} {here.get(n)}, not {v}" for n, v in wanted.items() if here.get(n) != v]:
+        raise SpgError(
+            f"A worker has other versions than this process: {', '.join(other)}. Install the same."
+        )

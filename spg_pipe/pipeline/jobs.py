@@ -1,0 +1,89 @@
+"""What the workers of a cluster do for scores and metrics; of stores it is `features.ShardJob`."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spg_pipe.datasets.manifest import Manifest
+from spg_pipe.decision.calibration import Calibration
+from spg_pipe.detector.evaluate import JudgedCategory, categories_of, category_judge
+from spg_pipe.detector.model import Detector
+from spg_pipe.detector.scores import Ignored, Part, Scores, chunks_of, judge_of, parts_of
+from spg_pipe.pipeline.console import Update
+from spg_pipe.recipe.machine import choose_device
+from spg_pipe.recipe.params import MetricParams, ScoreParams
+from spg_pipe.store.reader import FeatureStore
+
+if TYPE_CHECKING:
+    from spg_pipe.pipeline.cluster import Workers
+
+
+@dataclass(frozen=True)
+class ScoreJob:
+    """Zero-shot scores of one detector: `Job` of rows."""
+
+    detector: Detector
+    store: Path | str
+    score: ScoreParams | None
+    ignored: Ignored | None
+    device: str
+
+    def open(self) -> Callable[[range], Part]:
+        """Open the store. A unit is one of its `chunks_of`."""
+        store = FeatureStore(self.store)
+        judge = judge_of(self.detector, store, self.score, self.ignored)
+        device = choose_device(self.device)
+        return lambda rows: next(parts_of(store, judge, rows, device=device))
+
+
+@dataclass(frozen=True)
+class EvaluateJob:
+    """Metrics of one run: `Job` of a category."""
+
+    scores: Scores
+    store: Path | str
+    params: MetricParams
+    manifest: Manifest | None
+    calibration: Calibration | None
+
+    def open(self) -> Callable[[str], JudgedCategory]:
+        """Open the store. A unit is one of the scores' `categories_of`."""
+        store = FeatureStore(self.store)
+        return category_judge(self.scores, store, self.params, self.manifest, self.calibration)
+
+
+@contextmanager
+def scored(
+    workers: "Workers", job: ScoreJob, store: FeatureStore, update: Update
+) -> Iterator[Iterator[Part]]:
+    """All parts of a store's scores as they come; `update` is told how many images they are."""
+
+    def parts() -> Iterator[Part]:
+        done = 0
+        for rows, part in results(chunks_of(store)):
+            done += len(rows)
+            update(done, len(store))
+            yield part
+
+    with workers.serving(job) as results:
+        yield parts()
+
+
+@contextmanager
+def evaluated(workers: "Workers", job: EvaluateJob) -> Iterator[Iterator[JudgedCategory]]:
+    """All categories of a run's scores as they come."""
+    scores, manifest = job.scores, job.manifest
+    job = replace(
+        job,
+        scores=replace(scores, path=scores.path.resolve()),
+        manifest=manifest and replace(manifest, root=manifest.root.resolve()),
+    )
+    with workers.serving(job) as results:
+        yield (judged for _, judged in results(categories_of(scores)))
+
+
+def whole_path(store: FeatureStore) -> Path | str:
+    """A store's place from the root, as the workers of a cluster find it."""
+    return store.path.resolve() if isinstance(store.path, Path) else store.path

@@ -1,0 +1,136 @@
+"""Begin a store: declare its arrays, write what the manifest alone determines; refuse what is in
+the way."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from spg_pipe.artefacts.files import fresh_folder, write_bytes
+from spg_pipe.artefacts.reading import reading
+from spg_pipe.artefacts.record import parse_record
+from spg_pipe.datasets.manifest import Manifest
+from spg_pipe.errors import SpgError, listed
+from spg_pipe.store.claims import PATIENCE, holding
+from spg_pipe.store.files import is_damaged_store, read_attributes
+from spg_pipe.store.format import (
+    COMMAND,
+    IMAGE_TABLE,
+    REMAKE,
+    StoreSpec,
+    create_arrays,
+    write_small,
+)
+from spg_pipe.store.parts import PARTS
+from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.shards import ShardEntry, save_entries, write_file
+
+
+def declare(folder: Path, spec: StoreSpec, manifest: Manifest) -> None:
+    """Write a store without a shard into an empty folder: attributes, arrays, the image table.
+
+    Its shards.json lists the table's files alone until the store is finished.
+    """
+    create_arrays(folder, spec)
+    table = manifest.table
+    rows = {name: table[name].to_numpy(dtype) for name, dtype in IMAGE_TABLE.items()}
+    save_entries(
+        folder, [write_array(folder, spec, name, "image", each) for name, each in rows.items()]
+    )
+    (folder / PARTS).mkdir()
+
+
+def write_array(
+    root: Path, spec: StoreSpec, name: str, dimension: str, values: np.ndarray
+) -> ShardEntry:
+    """Write a small array durably; its entry of shards.json."""
+    write_small(root, name, values, dimension)
+    chunk = f"{name}/c/0"  # written again: Zarr syncs nothing
+    entry = write_file(root, chunk, range(spec.images), (root / chunk).read_bytes())
+    declared = root / name / "zarr.json"
+    write_bytes(declared, declared.read_bytes())
+    return entry
+
+
+def begun(path: Path) -> StoreSpec | None:
+    """The attributes of a store that is there, begun or complete; None if they are not whole."""
+    try:
+        text = json.dumps(read_attributes(path))
+        return parse_record(text, path, StoreSpec, "store", COMMAND)
+    except SpgError:
+        return None
+
+
+def begin_anew(path: Path, spec: StoreSpec, manifest: Manifest, *, replace: bool = False) -> None:
+    """Begin a store in a place that holds none, or with `replace` one of other content.
+
+    Only for who holds the lock of the store. Raises SpgError with what differs.
+    """
+    if not replace:
+        with reading(path, "store", COMMAND):
+            _refuse_other_content(path, spec, manifest)
+    with fresh_folder(path) as folder:
+        declare(folder, spec, manifest)
+
+
+def begin_shared(path: Path, spec: StoreSpec, manifest: Manifest) -> bool:
+    """Begin a store for writers of single shards, unless one of them has; False if it is complete.
+
+    Raises SpgError if another store or something else is in the place, or if the store there is
+    damaged, or was left unfinished by a version that kept no records of shards.
+    """
+    with holding(path, PATIENCE):
+        refuse_what_is_no_store(path)
+        there = begun(path)
+        if there is None or there.fingerprint != spec.fingerprint:
+            begin_anew(path, spec, manifest)
+            return True
+        if there.complete:
+            faults = FeatureStore(path, check_files=False).file_faults()
+        else:
+            faults = [] if (path / PARTS).is_dir() else ["an older version left it unfinished"]
+        if faults:
+            raise SpgError(
+                f"{path}: {faults[0]}. Mend it with the same `spg-pipe extract` without --shards."
+            )
+        return not there.complete
+
+
+def refuse_what_is_no_store(path: Path) -> None:
+    """Raise SpgError if something else than a store is in the place."""
+    there = read_attributes(path) or {}
+    if {"schema", "fingerprint"} <= set(there) or is_damaged_store(path):
+        return
+    if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
+        raise SpgError(
+            f"{path} exists and is not a feature store. Choose another place or remove it."
+        )
+
+
+def _refuse_other_content(path: Path, spec: StoreSpec, manifest: Manifest) -> None:
+    """Raise SpgError if a store is in the place, with what differs."""
+    if is_damaged_store(path):
+        raise SpgError(f"{path} is a store with a damaged zarr.json: write it anew with {REMAKE}.")
+    there, wanted = read_attributes(path), spec.attributes()
+    if not there:
+        return
+    words = []
+    for name in [name for name in wanted if name not in spec.BESIDE]:
+        old, new = there.get(name), wanted[name]
+        if old == new:
+            continue
+        if name == "manifest":
+            words.append("its images, masks or labels are others")
+        elif isinstance(old, dict) and isinstance(new, dict):
+            keys = [key for key in {**new, **old} if old.get(key) != new.get(key)]
+            words.append(f"{name} differs ({', '.join(keys)})")
+        else:
+            words.append(f"{name}: found {old!r}, expected {new!r}")
+    here = set(manifest.table["path"])
+    repaired = [bad["path"] for bad in there.get("skipped") or () if bad["path"] in here]
+    if repaired:
+        words.append(f"it left out what is no longer left out: {listed(repaired)}")
+    raise SpgError(
+        f"{path} holds a store of other content ({'; '.join(words) or 'changed attributes'}). "
+        "Use --replace to write it anew, or choose another place."
+    )

@@ -1,0 +1,149 @@
+"""The same units on the workers of a cluster: the same bytes, whoever dies (docs/scale.md)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tiny import files
+
+from pipeline.units import Squares, TinyShards
+from spg_pipe.artefacts import files as artefacts
+from spg_pipe.detector import scores as scores_module
+from spg_pipe.detector.evaluate import evaluate_scores
+from spg_pipe.detector.scores import score_store
+from spg_pipe.errors import SpgError, UsageError
+from spg_pipe.pipeline import cluster
+from spg_pipe.pipeline.cluster import Workers
+from spg_pipe.pipeline.console import Console
+from spg_pipe.pipeline.jobs import EvaluateJob, ScoreJob, evaluated, scored
+from spg_pipe.pipeline.run import RecipeRun
+from spg_pipe.recipe.machine import local_workers
+from spg_pipe.recipe.params import MetricParams, parse_params
+from spg_pipe.store.finish import finish_store
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[Workers]:
+    """Two processes."""
+    with cluster.opened("local:2") as opened:
+        yield opened
+
+
+def test_workers_that_are_killed_in_every_shard_change_nothing(
+    workers, tiny_store, tiny_images, tmp_path
+):
+    place = tmp_path / "a.zarr"
+    with workers.serving(TinyShards(tiny_images, place, tmp_path)) as results:
+        ((_, missing),) = results([None])
+        assert missing == [0, 1, 2]
+        assert sorted(results(missing)) == [(0, []), (1, []), (2, [])]
+    assert len(list(tmp_path.glob("*.died"))) == 3
+    finish_store(place)
+    assert files(place) == files(tiny_store.path)
+
+
+@pytest.mark.parametrize("accumulator", ["sort", "histogram"])
+def test_scores_and_metrics_of_workers_are_those_of_one_process(
+    workers, tiny_store, tiny_detector, tmp_path, monkeypatch, accumulator
+):
+    monkeypatch.setattr(scores_module, "CHUNK_IMAGES", 8)  # two units
+    done: list[int] = []
+    alone = score_store(tiny_detector, tiny_store, tmp_path / "alone")
+    job = ScoreJob(tiny_detector, tiny_store.path, None, None, "cpu")
+    with scored(workers, job, tiny_store, lambda now, _: done.append(now)) as parts:
+        shared = score_store(tiny_detector, tiny_store, tmp_path / "shared", parts=parts)
+    assert done == [8, 16]
+    assert files(shared.path) == files(alone.path)
+    params = MetricParams(accumulator=accumulator)
+    whole = evaluate_scores(alone, tiny_store, params)
+    with evaluated(workers, EvaluateJob(shared, tiny_store.path, params, None, None)) as judged:
+        merged = evaluate_scores(shared, tiny_store, params, judged=judged)
+    for result, name in ((whole, "whole"), (merged, "merged")):
+        result.save(tmp_path / name / "run.json")
+    assert files(tmp_path / "whole") == files(tmp_path / "merged")
+    assert len(files(tmp_path / "whole")) == 7
+
+
+def test_units_are_submitted_as_room_is_for_them(workers):
+    taken: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(100, 150):
+            taken.append(number)
+            yield number
+
+    with workers.serving(Squares()) as results:
+        answers = {}
+        for unit, (square, process) in results(numbers()):
+            assert len(taken) - len(answers) <= 4 + 1  # two a worker, and the one that came back
+            answers[unit] = square, process
+    assert [answers[number][0] for number in range(100, 150)] == [n**2 for n in range(100, 150)]
+    assert os.getpid() not in {process for _, process in answers.values()}
+
+
+def test_an_error_of_a_unit_is_the_runs(workers):
+    with (
+        workers.serving(Squares()) as results,
+        pytest.raises(SpgError, match=r"^13 has no square\. Take another\.$"),
+    ):
+        list(results([12, 13]))
+
+
+def test_a_unit_that_kills_every_worker_is_one_message(workers, monkeypatch):
+    monkeypatch.setattr(workers._client.cluster.scheduler, "allowed_failures", 0)
+    monkeypatch.setattr(cluster, "_TRIES", 2)
+    with (
+        workers.serving(Squares()) as results,
+        pytest.raises(SpgError, match=r"died with the same unit of work, number 0: .*memory"),
+    ):
+        list(results([66]))
+
+
+def test_workers_of_other_versions_are_refused(workers, monkeypatch):
+    true = artefacts.versions()
+    monkeypatch.setattr(cluster, "versions", lambda: true | {"torch": "1.0"})
+    with (
+        workers.serving(Squares()) as results,
+        pytest.raises(SpgError, match=rf"torch {true['torch'].split('+')[0]}.*, not 1\.0.*same"),
+    ):
+        list(results([2]))
+
+
+def test_no_scheduler_is_one_message(monkeypatch):
+    monkeypatch.setattr(cluster, "_SECONDS", 0.2)
+    for address in ("tcp://127.0.0.1:9", "nonsense"):
+        with (
+            pytest.raises(SpgError, match=rf"No Dask scheduler answers at {address}.*local:4"),
+            cluster.opened(address),
+        ):
+            pass
+
+
+@pytest.mark.parametrize("name", ["local:0", "local:", "local:x", "local:²", "local:1001"])
+def test_numbers_of_workers_that_are_none_are_refused(name):
+    with pytest.raises(UsageError, match=r"expected local, local:N"):
+        local_workers(name)
+    assert local_workers("local:3") == 3
+    assert local_workers("tcp://there:8786") is None
+
+
+def test_a_run_for_workers_has_whole_paths_and_a_share_of_the_cores(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("spg_pipe.pipeline.run.cpu_workers", lambda _: 8)
+    content = {"datasets": [], "auxiliaries": [], "directions": [], "name": "x"}
+    content |= {"backbone": {"alias": "efficientnet-lite0", "weights": "own.pth"}}
+    run = RecipeRun(parse_params(content, "test"), Console(0), cluster="local:2")
+    sent = run.for_workers()
+    assert (sent.workers, sent.cluster) == (4, None)
+    assert sent.params.backbone.weights == Path(tmp_path / "own.pth")
+
+
+def test_without_dask_the_option_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("spg_pipe.pipeline.run.importlib.util.find_spec", lambda _: None)
+    content = {"datasets": [], "auxiliaries": [], "directions": [], "name": "x"}
+    run = RecipeRun(parse_params(content, "test"), Console(0), cluster="local:2")
+    with pytest.raises(SpgError, match=r"spg-pipe\[cluster\]"), run.workers_of_cluster():
+        pass

@@ -11,15 +11,46 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 
 from benchmarks import store_formats
+
+_EVERY = 0.01
+"""Seconds between two looks at a process's memory."""
 
 
 def peak_megabytes() -> float:
     """The high-water mark of this process's resident memory."""
+    return status_megabytes("VmHWM")
+
+
+def status_megabytes(name: str) -> float:
+    """A line of this process's status in MiB: `RssAnon` is its private memory, `RssFile` are pages
+    of files that it has mapped, which the system takes back when it needs them."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+    return next(float(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+
+
+@contextmanager
+def watched() -> Iterator[dict[str, float]]:
+    """Peaks of `RssAnon` and `RssFile` in MiB while the block runs, by looking every 10 ms."""
+    peaks, ended = {"RssAnon": 0.0, "RssFile": 0.0}, Event()
+
+    def look() -> None:
+        while not ended.wait(_EVERY):
+            for name, peak in peaks.items():
+                peaks[name] = max(peak, status_megabytes(name))
+
+    watcher = Thread(target=look)
+    watcher.start()
+    try:
+        yield peaks
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def task(name: str, folder: Path, images: int) -> float:

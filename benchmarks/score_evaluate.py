@@ -4,8 +4,9 @@
 
 Speed: 28×28×1024 tokens (ViT-L at 448), C = 4096, everything that the two stages write included.
 Baseline: benchmarks/reference/evaluate.py on the same store. Memory: processes of their own with
-narrow tokens, high-water marks (VmHWM) and seconds. The last line is one JSON object: the ratio of
-medians, the growth of the peak (0 is flat), and the time an image among many over that among few.
+narrow tokens, private memory and pages of files apart, and seconds. The last line is one JSON
+object: the ratio of medians, the growth of the private peak (0 is flat), and the time an image
+among many over that among few.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.memory import peak_megabytes
+from benchmarks.memory import watched
 from benchmarks.reference.evaluate import LiteralModel, pixel_metrics
 from benchmarks.store_formats import LAYER, RandomTokens
 from benchmarks.timing import machine, medians
@@ -164,10 +165,14 @@ def measure_memory(few: int = 500, many: int = 4000) -> dict[str, float]:
             command += ["--folder", temporary, "--images", str(images), "--task"]
             subprocess.run([*command, "store"], check=True)
             done = subprocess.run([*command, "run"], check=True, capture_output=True, text=True)
-        peak, took = (float(value) for value in done.stdout.split())
+        peak, of_files, took = (float(value) for value in done.stdout.split())
         peaks.append(peak)
         seconds.append(took / images)
-        print(f"{images} images: {peak:,.0f} MiB at the peak, {1000 * took / images:.2f} ms each")
+        print(
+            f"{images} images: {peak:,.0f} MiB private at the peak, {of_files:,.0f} MiB of pages "
+            f"of files; {1000 * took / images:.2f} ms each",
+            flush=True,
+        )
     return {
         "score_memory_growth": peaks[1] / peaks[0] - 1,
         "score_time_growth": seconds[1] / seconds[0] - 1,
@@ -179,8 +184,9 @@ def _task(name: str, folder: Path, images: int) -> None:
         write_store(folder, images, NARROW)
         return
     start = time.perf_counter()
-    pipeline(made_up(NARROW, 64)[1], FeatureStore(folder / "store.zarr"), folder)
-    print(peak_megabytes(), time.perf_counter() - start)
+    with watched() as peaks:
+        pipeline(made_up(NARROW, 64)[1], FeatureStore(folder / "store.zarr"), folder)
+    print(peaks["RssAnon"], peaks["RssFile"], time.perf_counter() - start)
 
 
 def main() -> dict[str, float]:

@@ -124,8 +124,9 @@ def extract(
     if shards is not None:
         if replace or run.cluster:
             raise SpgError("--shards are this process's part: leave out --replace and --cluster.")
-        given = {"out": out, "limit": limit, "categories": wanted}
-        done = features.extract_shards(run, chosen[0], shards_of(shards), **given)
+        done = features.extract_shards(
+            run, chosen[0], shards_of(shards), out=out, limit=limit, categories=wanted
+        )
         names = ("path", "written", "there", "held")
         run.console.result({name: getattr(done, name) for name in names})
         return

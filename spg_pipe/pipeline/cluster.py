@@ -6,9 +6,10 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import count, islice
 from threading import Lock
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 from uuid import uuid4
 
 import dask
@@ -43,10 +44,15 @@ class Job(Protocol[U_contra, R_co]):
         ...
 
 
-class Failure(NamedTuple):
+@dataclass(frozen=True)
+class Failure:
     """An `SpgError` of a unit: what went wrong for a person, not for the cluster."""
 
     message: str
+
+
+_DIED = object()
+"""In the place of a result: its worker died."""
 
 
 class _Opened(WorkerPlugin, Generic[U, R]):
@@ -58,7 +64,8 @@ class _Opened(WorkerPlugin, Generic[U, R]):
 
     def setup(self, worker: object) -> None:
         """As Dask calls it when it gives the job to a worker: nothing is loaded yet."""
-        self._lock, self._compute = Lock(), None
+        self._lock = Lock()
+        self._compute: Callable[[U], R] | None = None
 
     def unit(self, unit: U) -> R | Failure:
         """Compute one unit, with as many threads as the client would: bits may depend on that."""
@@ -66,10 +73,10 @@ class _Opened(WorkerPlugin, Generic[U, R]):
             with self._lock:
                 if self._compute is None:
                     _require_versions(self._versions)
-                    self._compute = self._job.open()  # type: ignore[assignment]
+                    self._compute = self._job.open()
             torch.set_num_threads(self._threads)
             with threadpool_limits(self._threads):
-                return self._compute(unit)  # type: ignore[misc,no-any-return]
+                return self._compute(unit)
         except SpgError as error:
             return Failure(str(error))
 
@@ -112,10 +119,8 @@ class Workers:
             for future in self._ended(running):
                 number, unit = running.pop(future)
                 result = self._result(future)
-                if isinstance(result, Failure):
-                    raise SpgError(result.message)
-                if result is not None:
-                    yield unit, result[0]
+                if result is not _DIED:
+                    yield unit, result
                     continue
                 tries[number] += 1
                 if tries[number] == _TRIES:
@@ -140,15 +145,17 @@ class Workers:
                 raise self._lost() from None
             return [future for future in running if future.done()]
 
-    def _result(self, future: Future) -> tuple[Any] | Failure | None:
-        """The result in a tuple, a failure, or None if the worker died."""
+    def _result(self, future: Future) -> Any:
+        """The result of a unit, or `_DIED`; an `SpgError` if the unit or the cluster failed."""
         if future.cancelled() or self._client.status != "running":
             raise self._lost()
         try:
             result = future.result()
         except (KilledWorker, CommClosedError):
-            return None
-        return result if isinstance(result, Failure) else (result,)
+            return _DIED
+        if isinstance(result, Failure):
+            raise SpgError(result.message)
+        return result
 
     def _lost(self) -> SpgError:
         return SpgError(
@@ -168,7 +175,7 @@ def opened(cluster: str) -> Iterator[Workers]:
             yield Workers(client, cluster)
         return
     # The workers' number of threads is the client's, as `_Opened.unit` sets it.
-    settings = {"distributed.nanny.pre-spawn-environ": {}}
+    settings: dict[str, object] = {"distributed.nanny.pre-spawn-environ": {}}
     with (
         tempfile.TemporaryDirectory() as scratch,
         dask.config.set(settings),

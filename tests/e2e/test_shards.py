@@ -86,8 +86,8 @@ def test_shards_that_cannot_be_are_refused(again, options, message):
 @pytest.mark.parametrize(
     "words",
     [
-        ("extract", "--shards", "1"),
-        ("extract", "--shards", "a:b"),
+        ("extract", *LEFT, "--shards", "1"),
+        ("extract", *LEFT, "--shards", "a:b"),
         ("score", "--cluster", "local:0"),
     ],
 )

@@ -121,15 +121,22 @@ def test_a_store_that_is_replaced_meanwhile_is_one_refusal(tiny_manifest, tmp_pa
         list(claims.claimed(range(spec.shards)))
 
 
-def test_a_store_is_begun_once_and_tells_what_is_missing(tiny_store, tiny_manifest, tmp_path):
+def test_a_store_is_begun_once_and_its_shards_are_checked_by_who_takes_them(
+    tiny_store, tiny_manifest, tmp_path
+):
     place = tmp_path / "a.zarr"
     work = shared(tiny_manifest, place)
-    assert work.begin() == [0, 1, 2]
-    work.compute(1, 2)
-    assert work.begin() == [0, 2]
-    work.compute(0, 3)
+    assert work.begin() == range(3)
+    work.compute(1, 3)
+    flip(place / "tokens_1/c/1/0/0")
+    (place / "tokens_1/c/0/0").mkdir(parents=True)
+    (place / "tokens_1/c/0/0/.0.4194303.tmp").write_bytes(b"half")
+    assert work.begin() == range(3)
+    assert not (place / "tokens_1/c/0").exists()
+    done = work.compute(0, 3)
+    assert (done.written, done.there) == ([0, 1], [2])
     finish_store(place)
-    assert work.begin() == []
+    assert work.begin() == range(0)
     assert files(place) == files(tiny_store.path)
 
 

@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits
 from spg_pipe.artefacts.files import versions
 from spg_pipe.errors import SpgError, counted
 from spg_pipe.recipe.machine import local_workers
+from spg_pipe.store.begin import other_versions
 
 U = TypeVar("U")
 R_co = TypeVar("R_co", covariant=True)
@@ -60,7 +61,7 @@ class _Opened(WorkerPlugin, Generic[U, R]):
 
     def __init__(self, name: str, job: Job[U, R]) -> None:
         self.name, self._job = name, job
-        self._threads, self._versions = torch.get_num_threads(), _versions()
+        self._threads, self._versions = torch.get_num_threads(), versions()
 
     def setup(self, worker: object) -> None:
         """As Dask calls it when it gives the job to a worker: nothing is loaded yet."""
@@ -72,7 +73,11 @@ class _Opened(WorkerPlugin, Generic[U, R]):
         try:
             with self._lock:
                 if self._compute is None:
-                    _require_versions(self._versions)
+                    if other := other_versions(self._versions, versions()):
+                        return Failure(
+                            "A worker has other versions than this process: "
+                            f"{', '.join(other)}. Install the same."
+                        )
                     self._compute = self._job.open()
             torch.set_num_threads(self._threads)
             with threadpool_limits(self._threads):
@@ -203,17 +208,3 @@ def _connected(address: object, where: str) -> Iterator[Client]:
         ) from error
     with client:
         yield client
-
-
-def _versions() -> dict[str, str]:
-    """Versions of libraries, without the machine's GPU."""
-    return {name: v for name, v in versions().items() if name not in ("gpu", "driver")}
-
-
-def _require_versions(wanted: Mapping[str, str]) -> None:
-    """An `SpgError` where a worker has other libraries: its bits would be others."""
-    here = _versions()
-    if other := [f"{n} {here.get(n)}, not {v}" for n, v in wanted.items() if here.get(n) != v]:
-        raise SpgError(
-            f"A worker has other versions than this process: {', '.join(other)}. Install the same."
-        )

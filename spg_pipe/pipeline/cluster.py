@@ -105,7 +105,13 @@ class Workers:
         cluster is lost.
         """
         name = f"spg-pipe-{uuid4().hex}"
-        self._client.register_plugin(_Opened(name, job))
+        try:
+            self._client.register_plugin(_Opened(name, job))
+        except Exception as error:  # whatever a worker raises that cannot read what it is sent
+            raise SpgError(
+                f"The workers of {self._where} cannot take the work ({type(error).__name__}: "
+                f"{error}). Install spg-pipe there, in the same version as here."
+            ) from error
         try:
             yield lambda units: self._results(name, units)
         finally:

@@ -34,7 +34,7 @@ RECIPE = {
     "directions": [{"aux": "few", "target": "many"}],
     "seeds": [1],
     "backbone": {"alias": "efficientnet-lite0", "image_size": SIDE, "layers": ["s8", "s16"]},
-    "sae": {"dict_size": 32, "k": 4, "tokens": 4800, "batch_tokens": 64},
+    "sae": {"dict_size": 32, "k": 4, "tokens": 9600, "batch_tokens": 64},
 }
 Made = dict[str, dict[str, str]]
 """Kind of artefact → path → SHA-256."""

@@ -2,7 +2,9 @@
 where a worker died. The only module that imports `distributed`."""
 
 import logging
+import math
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -96,6 +98,7 @@ class Workers:
 
     def __init__(self, client: Client, where: str) -> None:
         self._client, self._where = client, where
+        self._threads, self._counted = 0, -math.inf
 
     @contextmanager
     def serving(self, job: Job[U, R]) -> Iterator[Callable[[Iterable[U]], Iterator[tuple[U, R]]]]:
@@ -122,7 +125,7 @@ class Workers:
         waiting, tries, running = iter(units), Counter[int](), dict[Future, tuple[int, U]]()
         numbered = zip(count(), waiting, strict=False)
         while True:
-            free = _AHEAD * sum(self._client.nthreads().values()) - len(running)
+            free = self._room() - len(running)
             for number, unit in islice(numbered, max(free, 0 if running else 1)):
                 running[self._submit(name, number, unit, 0)] = number, unit
             if not running:
@@ -140,6 +143,12 @@ class Workers:
                         f"number {number}: perhaps they lack memory. Use fewer or larger workers."
                     )
                 running[self._submit(name, number, unit, tries[number])] = number, unit
+
+    def _room(self) -> int:
+        """How many units may be submitted at once; workers come and go."""
+        if (now := time.monotonic()) - self._counted > 1:  # asking takes milliseconds
+            self._threads, self._counted = sum(self._client.nthreads().values()), now
+        return _AHEAD * self._threads
 
     def _submit(self, name: str, number: int, unit: object, tried: int) -> Future:
         key = f"{name}-{number}-{tried}"

@@ -145,11 +145,11 @@ def extract_shards(
 ) -> ClaimedShards:
     """Manifest → the shards from the first number to before the second of a FeatureStore.
 
-    The manifest is the one that `prepare` wrote, if there is one and the whole dataset is meant:
-    else each process reads all images for their hashes. An `SpgError` as of `extract`.
+    The manifest is the one that `prepare` wrote, if there is one and a whole dataset of the recipe
+    is meant: else each process reads all images for their hashes. An `SpgError` as of `extract`.
     """
-    prepared = run.paths.manifest(dataset)
-    by_file = limit is None and categories is None and prepared.is_file()
+    prepared, whole = run.paths.manifest(dataset), limit is None and categories is None
+    by_file = whole and dataset in run.params.datasets and prepared.is_file()
     if by_file:
         run.console.say(f"The images are those of {prepared}; `spg-pipe prepare` looks again.")
     manifest = _manifest(run, dataset, limit, categories, prepared=by_file)

@@ -35,6 +35,7 @@ def workers() -> Iterator[Workers]:
         yield opened
 
 
+@pytest.mark.slow
 def test_workers_that_are_killed_in_every_shard_change_nothing(
     workers, tiny_store, tiny_images, tmp_path
 ):
@@ -48,6 +49,7 @@ def test_workers_that_are_killed_in_every_shard_change_nothing(
     assert files(place) == files(tiny_store.path)
 
 
+@pytest.mark.slow
 def test_scores_and_metrics_of_workers_that_are_killed_are_those_of_one_process(
     workers, tiny_store, tiny_detector, tmp_path, monkeypatch
 ):
@@ -97,6 +99,7 @@ def test_an_error_of_a_unit_is_the_runs(workers):
         list(results([12, 13]))
 
 
+@pytest.mark.slow
 def test_a_unit_that_kills_every_worker_is_one_message(workers, monkeypatch):
     monkeypatch.setattr(workers._client.cluster.scheduler, "allowed_failures", 0)
     monkeypatch.setattr(cluster, "_TRIES", 2)

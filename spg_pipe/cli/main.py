@@ -123,9 +123,13 @@ def extract(
         run = features.with_tiles(run, chosen, sides)
     if shards is not None:
         if replace or run.cluster:
-            raise SpgError("--shards are this process's part: leave out --replace and --cluster.")
-        given = {"out": out, "limit": limit, "categories": wanted}
-        done = features.extract_shards(run, chosen[0], shards_of(shards), **given)
+            raise SpgError(
+                "--shards are this process's part: leave out --replace and --cluster "
+                "(SPG_PIPE_CLUSTER)."
+            )
+        done = features.extract_shards(
+            run, chosen[0], shards_of(shards), out=out, limit=limit, categories=wanted
+        )
         names = ("path", "written", "there", "held")
         run.console.result({name: getattr(done, name) for name in names})
         return
@@ -208,7 +212,9 @@ def score(
     if normals is not None and split is None:
         raise SpgError("--normals are normal images of one target: name it with --split.")
     if normals is not None and options.cluster is not None:
-        raise SpgError("Banks of --normals are no work for a cluster: leave out --cluster.")
+        raise SpgError(
+            "Banks of --normals are no work for a cluster: leave out --cluster (SPG_PIPE_CLUSTER)."
+        )
     if options.ignore and normals:
         raise SpgError("--ignore and --normals do not go together in score: leave out one.")
     if alone and (detector or options.aux or options.seed is not None):

@@ -2,13 +2,16 @@
 where a worker died. The only module that imports `distributed`."""
 
 import logging
+import math
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import count, islice
 from threading import Lock
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 from uuid import uuid4
 
 import dask
@@ -21,6 +24,7 @@ from threadpoolctl import threadpool_limits
 from spg_pipe.artefacts.files import versions
 from spg_pipe.errors import SpgError, counted
 from spg_pipe.recipe.machine import local_workers
+from spg_pipe.store.begin import other_versions
 
 U = TypeVar("U")
 R_co = TypeVar("R_co", covariant=True)
@@ -43,10 +47,15 @@ class Job(Protocol[U_contra, R_co]):
         ...
 
 
-class Failure(NamedTuple):
+@dataclass(frozen=True)
+class Failure:
     """An `SpgError` of a unit: what went wrong for a person, not for the cluster."""
 
     message: str
+
+
+_DIED = object()
+"""In the place of a result: its worker died."""
 
 
 class _Opened(WorkerPlugin, Generic[U, R]):
@@ -54,22 +63,27 @@ class _Opened(WorkerPlugin, Generic[U, R]):
 
     def __init__(self, name: str, job: Job[U, R]) -> None:
         self.name, self._job = name, job
-        self._threads, self._versions = torch.get_num_threads(), _versions()
+        self._threads, self._versions = torch.get_num_threads(), versions()
 
     def setup(self, worker: object) -> None:
         """As Dask calls it when it gives the job to a worker: nothing is loaded yet."""
-        self._lock, self._compute = Lock(), None
+        self._lock = Lock()
+        self._compute: Callable[[U], R] | None = None
 
     def unit(self, unit: U) -> R | Failure:
         """Compute one unit, with as many threads as the client would: bits may depend on that."""
         try:
             with self._lock:
                 if self._compute is None:
-                    _require_versions(self._versions)
-                    self._compute = self._job.open()  # type: ignore[assignment]
+                    if other := other_versions(self._versions, versions()):
+                        return Failure(
+                            "A worker has other versions than this process: "
+                            f"{', '.join(other)}. Install the same."
+                        )
+                    self._compute = self._job.open()
             torch.set_num_threads(self._threads)
             with threadpool_limits(self._threads):
-                return self._compute(unit)  # type: ignore[misc,no-any-return]
+                return self._compute(unit)
         except SpgError as error:
             return Failure(str(error))
 
@@ -84,6 +98,7 @@ class Workers:
 
     def __init__(self, client: Client, where: str) -> None:
         self._client, self._where = client, where
+        self._threads, self._counted = 0, -math.inf
 
     @contextmanager
     def serving(self, job: Job[U, R]) -> Iterator[Callable[[Iterable[U]], Iterator[tuple[U, R]]]]:
@@ -93,7 +108,13 @@ class Workers:
         cluster is lost.
         """
         name = f"spg-pipe-{uuid4().hex}"
-        self._client.register_plugin(_Opened(name, job))
+        try:
+            self._client.register_plugin(_Opened(name, job))
+        except Exception as error:  # whatever a worker raises that cannot read what it is sent
+            raise SpgError(
+                f"The workers of {self._where} cannot take the work ({type(error).__name__}: "
+                f"{error}). Install spg-pipe there, in the same version as here."
+            ) from error
         try:
             yield lambda units: self._results(name, units)
         finally:
@@ -104,7 +125,7 @@ class Workers:
         waiting, tries, running = iter(units), Counter[int](), dict[Future, tuple[int, U]]()
         numbered = zip(count(), waiting, strict=False)
         while True:
-            free = _AHEAD * sum(self._client.nthreads().values()) - len(running)
+            free = self._room() - len(running)
             for number, unit in islice(numbered, max(free, 0 if running else 1)):
                 running[self._submit(name, number, unit, 0)] = number, unit
             if not running:
@@ -112,10 +133,8 @@ class Workers:
             for future in self._ended(running):
                 number, unit = running.pop(future)
                 result = self._result(future)
-                if isinstance(result, Failure):
-                    raise SpgError(result.message)
-                if result is not None:
-                    yield unit, result[0]
+                if result is not _DIED:
+                    yield unit, result
                     continue
                 tries[number] += 1
                 if tries[number] == _TRIES:
@@ -124,6 +143,12 @@ class Workers:
                         f"number {number}: perhaps they lack memory. Use fewer or larger workers."
                     )
                 running[self._submit(name, number, unit, tries[number])] = number, unit
+
+    def _room(self) -> int:
+        """How many units may be submitted at once; workers come and go."""
+        if (now := time.monotonic()) - self._counted > 1:  # asking takes milliseconds
+            self._threads, self._counted = sum(self._client.nthreads().values()), now
+        return _AHEAD * self._threads
 
     def _submit(self, name: str, number: int, unit: object, tried: int) -> Future:
         key = f"{name}-{number}-{tried}"
@@ -140,15 +165,17 @@ class Workers:
                 raise self._lost() from None
             return [future for future in running if future.done()]
 
-    def _result(self, future: Future) -> tuple[Any] | Failure | None:
-        """The result in a tuple, a failure, or None if the worker died."""
+    def _result(self, future: Future) -> Any:
+        """The result of a unit, or `_DIED`; an `SpgError` if the unit or the cluster failed."""
         if future.cancelled() or self._client.status != "running":
             raise self._lost()
         try:
             result = future.result()
         except (KilledWorker, CommClosedError):
-            return None
-        return result if isinstance(result, Failure) else (result,)
+            return _DIED
+        if isinstance(result, Failure):
+            raise SpgError(result.message)
+        return result
 
     def _lost(self) -> SpgError:
         return SpgError(
@@ -168,7 +195,7 @@ def opened(cluster: str) -> Iterator[Workers]:
             yield Workers(client, cluster)
         return
     # The workers' number of threads is the client's, as `_Opened.unit` sets it.
-    settings = {"distributed.nanny.pre-spawn-environ": {}}
+    settings: dict[str, object] = {"distributed.nanny.pre-spawn-environ": {}}
     with (
         tempfile.TemporaryDirectory() as scratch,
         dask.config.set(settings),
@@ -196,17 +223,3 @@ def _connected(address: object, where: str) -> Iterator[Client]:
         ) from error
     with client:
         yield client
-
-
-def _versions() -> dict[str, str]:
-    """Versions of libraries, without the machine's GPU."""
-    return {name: v for name, v in versions().items() if name not in ("gpu", "driver")}
-
-
-def _require_versions(wanted: Mapping[str, str]) -> None:
-    """An `SpgError` where a worker has other libraries: its bits would be others."""
-    here = _versions()
-    if other := [f"{n} {here.get(n)}, not {v}" for n, v in wanted.items() if here.get(n) != v]:
-        raise SpgError(
-            f"A worker has other versions than this process: {', '.join(other)}. Install the same."
-        )

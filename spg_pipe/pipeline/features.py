@@ -145,20 +145,16 @@ def extract_shards(
 ) -> ClaimedShards:
     """Manifest → the shards from the first number to before the second of a FeatureStore.
 
-    The manifest is the one that `prepare` wrote, if there is one and the whole dataset is meant:
-    else each process reads all images for their hashes. An `SpgError` as of `extract`.
+    The manifest is the one that `prepare` wrote, if there is one and a whole dataset of the recipe
+    is meant: else each process reads all images for their hashes. An `SpgError` as of `extract`.
     """
-    backbone = _tiled(run, dataset, load_backbone(run))
-    prepared = run.paths.manifest(dataset)
-    by_file = limit is None and categories is None and prepared.is_file()
+    prepared, whole = run.paths.manifest(dataset), limit is None and categories is None
+    by_file = whole and dataset in run.params.datasets and prepared.is_file()
     if by_file:
         run.console.say(f"The images are those of {prepared}; `spg-pipe prepare` looks again.")
     manifest = _manifest(run, dataset, limit, categories, prepared=by_file)
-    path, threads = _place(run, dataset, manifest, out), cpu_workers(run.workers)
-    device = choose_device(run.device)
-    work = writing.SharedExtract(
-        manifest, backbone, path, _how(run), workers=threads, device=device
-    )
+    path = _place(run, dataset, manifest, out)
+    work = _shared(run, dataset, manifest, path)
     with run.console.progress(f"extract {dataset.name}") as update:
         done = work.compute(*shards, progress=update)
     for those, words in ((done.there, "were there"), (done.held, "are left to other processes")):
@@ -171,9 +167,13 @@ def extract_shards(
     return done
 
 
+BEGIN = -1
+"""The unit of a `ShardJob` that begins the store, and gives back its shards, if any is missing."""
+
+
 @dataclass(frozen=True)
 class ShardJob:
-    """The shards of one store, for the workers of a cluster: `Job` of a number, or of None."""
+    """The shards of one store, for the workers of a cluster: `Job` of a number."""
 
     run: RecipeRun
     dataset: Dataset
@@ -181,25 +181,27 @@ class ShardJob:
     path: Path
     replace: bool
 
-    def open(self) -> Callable[[int | None], list[int]]:
-        """Load the backbone. A unit is a shard, whose numbers are given back while it is held by
-        another process; or None, which begins the store and gives back those that are missing."""
-        backbone = _tiled(self.run, self.dataset, load_backbone(self.run))
-        work = writing.SharedExtract(
-            self.manifest,
-            backbone,
-            self.path,
-            _how(self.run),
-            workers=cpu_workers(self.run.workers),
-            device=choose_device(self.run.device),
-        )
+    def open(self) -> Callable[[int], list[int]]:
+        """Load the backbone. A unit is `BEGIN` or a shard, which is given back if another process
+        holds it."""
+        work = _shared(self.run, self.dataset, self.manifest, self.path)
 
-        def unit(shard: int | None) -> list[int]:
-            if shard is None:
-                return work.begin(replace=self.replace)
+        def unit(shard: int) -> list[int]:
+            if shard == BEGIN:
+                return list(work.begin(replace=self.replace))
             return work.compute(shard, shard + 1).held
 
         return unit
+
+
+def _shared(
+    run: RecipeRun, dataset: Dataset, manifest: Manifest, path: Path
+) -> writing.SharedExtract:
+    """The extract of which this process computes some shards, with the backbone loaded."""
+    backbone = _tiled(run, dataset, load_backbone(run))
+    threads, device = cpu_workers(run.workers), choose_device(run.device)
+    how = _how(run)
+    return writing.SharedExtract(manifest, backbone, path, how, workers=threads, device=device)
 
 
 def _extract_in_cluster(
@@ -217,22 +219,22 @@ def _extract_in_cluster(
         seen = dataclasses.replace(manifest, root=manifest.root.resolve())
         job = ShardJob(run.for_workers(), dataset, seen, path.resolve(), replace)
         with workers.serving(job) as results:
-            ((_, missing),) = results([None])
+            ((_, shards),) = results([BEGIN])
             spec = begun(path)
             if spec is None:
                 raise SpgError(
                     f"A worker began {path}, and it is not seen here. Workers and this process "
                     "need one file system, with the same paths."
                 )
-            done = spec.images - sum(len(spec.shard_rows(shard)) for shard in missing)
-            while missing:
+            done = 0
+            while shards:
                 held: list[int] = []
-                for shard, left in results(missing):
+                for shard, left in results(shards):
                     held += left
                     done += 0 if left else len(spec.shard_rows(shard))
                     update(done, spec.images)
-                missing = held
                 time.sleep(1 if held else 0)
+                shards = held
     return finish_store(path)
 
 

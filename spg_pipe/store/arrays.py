@@ -24,7 +24,7 @@ from spg_pipe.metrics.regions import vanished_regions
 from spg_pipe.store.extract import Extraction, spec_of
 from spg_pipe.store.format import LayerShape, StoreSpec
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.store.writer import StoreWriter
+from spg_pipe.store.writer import Arrays, StoreWriter
 
 PATCH = 16
 """Pixels along a patch of the finest grid: what masks and maps count in."""
@@ -85,36 +85,45 @@ def store_of_arrays(
             f"The arrays make no store ({first_fault(error)}). Names are made of letters, digits "
             "and hyphens."
         ) from error
-    lost, seen = np.zeros(spec.images, np.uint32), np.zeros((spec.images, side, side), np.uint8)
-    for row, mask in enumerate(() if masks is None else masks):
-        seen[row] = resize_mask(mask, side)
-        lost[row] = vanished_regions(mask, seen[row])
-    known = {"mask": seen, "lost_regions": lost}
-
-    def lost_regions(rows: range) -> list[int]:
-        return [int(count) for count in lost[rows.start : rows.stop]]
-
-    with StoreWriter(Path(path), spec, manifest, lost_regions, replace=replace) as writer:
-        if not writer.up_to_date:
-            _write(writer, layers, known)
+    _write(Path(path), spec, manifest, layers, _seen(masks, spec.images, side), replace)
     return FeatureStore(path)
 
 
 def _write(
-    writer: StoreWriter, layers: Mapping[str, np.ndarray], known: Mapping[str, np.ndarray]
+    path: Path,
+    spec: StoreSpec,
+    manifest: Manifest,
+    layers: Mapping[str, np.ndarray],
+    known: Arrays,
+    replace: bool,
 ) -> None:
     """Write all shards that are missing, and finish the store; `known` of each image."""
-    spec = writer.spec
-    for shard in writer.missing_shards:
-        rows = spec.shard_rows(shard)
-        part = slice(rows.start, rows.stop)
-        arrays = {name: values[part] for name, values in known.items()}
-        for layer, each in layers.items():
-            flat = each[part].reshape(len(rows), -1, each.shape[-1]).astype(spec.dtype)
-            mean = flat.mean(axis=1, keepdims=True, dtype=np.float64).astype(spec.dtype)
-            arrays |= {f"tokens_{layer}": flat, f"prefix_{layer}": mean}
-        writer.write_shard(shard, arrays)
-    writer.finish()
+
+    def lost_regions(rows: range) -> list[int]:
+        return [int(count) for count in known["lost_regions"][rows.start : rows.stop]]
+
+    with StoreWriter(path, spec, manifest, lost_regions, replace=replace) as writer:
+        if writer.up_to_date:
+            return
+        for shard in writer.missing_shards:
+            rows = spec.shard_rows(shard)
+            part = slice(rows.start, rows.stop)
+            arrays = {name: values[part] for name, values in known.items()}
+            for layer, each in layers.items():
+                flat = each[part].reshape(len(rows), -1, each.shape[-1]).astype(spec.dtype)
+                mean = flat.mean(axis=1, keepdims=True, dtype=np.float64).astype(spec.dtype)
+                arrays |= {f"tokens_{layer}": flat, f"prefix_{layer}": mean}
+            writer.write_shard(shard, arrays)
+        writer.finish()
+
+
+def _seen(masks: np.ndarray | None, images: int, side: int) -> Arrays:
+    """`mask` at the store's size and `lost_regions` of all images; nothing without masks."""
+    lost, seen = np.zeros(images, np.uint32), np.zeros((images, side, side), np.uint8)
+    for row, mask in enumerate(() if masks is None else masks):
+        seen[row] = resize_mask(mask, side)
+        lost[row] = vanished_regions(mask, seen[row])
+    return {"mask": seen, "lost_regions": lost}
 
 
 def _on_grid(layer: str, tokens: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 the way."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,12 @@ def begin_shared(path: Path, spec: StoreSpec, manifest: Manifest) -> bool:
         if there is None or there.fingerprint != spec.fingerprint:
             begin_anew(path, spec, manifest)
             return True
+        if not there.complete and (other := other_versions(there.versions, spec.versions)):
+            raise SpgError(
+                f"{path} was begun with other versions ({', '.join(other)} here): shards of one "
+                "store come from the same libraries. Install those, or extract to another place "
+                "with --out."
+            )
         if there.complete:
             faults = FeatureStore(path, check_files=False).file_faults()
         else:
@@ -94,6 +101,16 @@ def begin_shared(path: Path, spec: StoreSpec, manifest: Manifest) -> bool:
                 f"{path}: {faults[0]}. Mend it with the same `spg-pipe extract` without --shards."
             )
         return not there.complete
+
+
+def other_versions(wanted: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
+    """`torch 2.14.1, not 2.13.0` of libraries whose versions differ; GPUs and drivers may."""
+    names = sorted({*wanted, *here} - {"gpu", "driver"})
+    return [
+        f"{name} {here.get(name)}, not {wanted.get(name)}"
+        for name in names
+        if here.get(name) != wanted.get(name)
+    ]
 
 
 def refuse_what_is_no_store(path: Path) -> None:

@@ -111,14 +111,16 @@ class SharedExtract:
         self.path, self._manifest, self._workers = path, manifest, workers
         self._computer = ShardComputer(self.spec, manifest, backbone, device)
 
-    def begin(self, *, replace: bool = False) -> list[int]:
-        """Begin the store or go on with one, as `extract` does; the shards that are missing."""
+    def begin(self, *, replace: bool = False) -> range:
+        """Begin the store or go on with one, as `extract` does; the shards that are then to be
+        computed or, where they are there, checked: none of a store that is complete."""
         masks = partial(lost_regions, self._manifest, self.spec.backbone.preprocess.size)
+        how = {"replace": replace, "check": False}
         with (
             _told(self.path, "then give the same command again"),
-            StoreWriter(self.path, self.spec, self._manifest, masks, replace=replace) as writer,
+            StoreWriter(self.path, self.spec, self._manifest, masks, **how) as writer,
         ):
-            return [] if writer.up_to_date else writer.missing_shards
+            return range(0 if writer.up_to_date else self.spec.shards)
 
     def compute(self, first: int, end: int, progress: Progress | None = None) -> ClaimedShards:
         """Compute the shards first ≤ n < end of the store, which is begun if nobody has.

@@ -93,6 +93,8 @@ class StoreWriter:
     replace : bool
         Remove a store of another fingerprint instead of refusing. In a store of this fingerprint,
         check every byte and write damaged shards anew.
+    check : bool
+        Keep only shards whose every byte is right, or by their sizes those that others will check.
 
     Raises
     ------
@@ -108,9 +110,10 @@ class StoreWriter:
         lost_regions: LostRegions,
         *,
         replace: bool = False,
+        check: bool = True,
     ) -> None:
         self.path, self.spec, self.manifest = path, spec, manifest
-        self._lost_regions, self._replace = lost_regions, replace
+        self._lost_regions, self._replace, self._check = lost_regions, replace, check
         self._lock: FileLock | None = None
         self._done: set[int] = set()
 
@@ -201,7 +204,7 @@ class StoreWriter:
             part = read_part(self.path, self.spec, shard)
             if part is None:
                 part = self._recorded_again(shard, entries)
-            elif not part.is_intact(self.path):
+            elif not (part.is_intact if self._check else part.has_sizes)(self.path):
                 continue
             if part is not None:
                 self._done.add(shard)

@@ -73,8 +73,11 @@ def test_shards_by_two_commands_and_finish(alone, again):
     ("options", "message"),
     [
         (("--shards", "0:3"), "has 2 shards (64 images each). Expected A:B with 0 ≤ A < B ≤ 2."),
-        (("--shards", "0:1", "--replace"), "leave out --replace and --cluster"),
-        (("--shards", "0:1", "--cluster", "local:2"), "leave out --replace and --cluster"),
+        (("--shards", "0:1", "--replace"), "leave out --replace and --cluster (SPG_PIPE_CLUSTER)"),
+        (
+            ("--shards", "0:1", "--cluster", "local:2"),
+            "leave out --replace and --cluster (SPG_PIPE_CLUSTER)",
+        ),
     ],
 )
 def test_shards_that_cannot_be_are_refused(again, options, message):
@@ -86,8 +89,8 @@ def test_shards_that_cannot_be_are_refused(again, options, message):
 @pytest.mark.parametrize(
     "words",
     [
-        ("extract", "--shards", "1"),
-        ("extract", "--shards", "a:b"),
+        ("extract", *LEFT, "--shards", "1"),
+        ("extract", *LEFT, "--shards", "a:b"),
         ("score", "--cluster", "local:0"),
     ],
 )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tiny import files
 
-from pipeline.units import Squares, TinyShards
+from pipeline.units import DiesOnce, Squares, TinyShards
 from spg_pipe.artefacts import files as artefacts
 from spg_pipe.detector import scores as scores_module
 from spg_pipe.detector.evaluate import evaluate_scores
@@ -18,6 +20,7 @@ from spg_pipe.errors import SpgError, UsageError
 from spg_pipe.pipeline import cluster
 from spg_pipe.pipeline.cluster import Workers
 from spg_pipe.pipeline.console import Console
+from spg_pipe.pipeline.features import BEGIN
 from spg_pipe.pipeline.jobs import EvaluateJob, ScoreJob, evaluated, scored
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import local_workers
@@ -32,12 +35,13 @@ def workers() -> Iterator[Workers]:
         yield opened
 
 
+@pytest.mark.slow
 def test_workers_that_are_killed_in_every_shard_change_nothing(
     workers, tiny_store, tiny_images, tmp_path
 ):
     place = tmp_path / "a.zarr"
     with workers.serving(TinyShards(tiny_images, place, tmp_path)) as results:
-        ((_, missing),) = results([None])
+        ((_, missing),) = results([BEGIN])
         assert missing == [0, 1, 2]
         assert sorted(results(missing)) == [(0, []), (1, []), (2, [])]
     assert len(list(tmp_path.glob("*.died"))) == 3
@@ -45,26 +49,29 @@ def test_workers_that_are_killed_in_every_shard_change_nothing(
     assert files(place) == files(tiny_store.path)
 
 
-@pytest.mark.parametrize("accumulator", ["sort", "histogram"])
-def test_scores_and_metrics_of_workers_are_those_of_one_process(
-    workers, tiny_store, tiny_detector, tmp_path, monkeypatch, accumulator
+@pytest.mark.slow
+def test_scores_and_metrics_of_workers_that_are_killed_are_those_of_one_process(
+    workers, tiny_store, tiny_detector, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(scores_module, "CHUNK_IMAGES", 8)  # two units
     done: list[int] = []
     alone = score_store(tiny_detector, tiny_store, tmp_path / "alone")
+    (marks := tmp_path / "marks").mkdir()
     job = ScoreJob(tiny_detector, tiny_store.path, None, None, "cpu")
-    with scored(workers, job, tiny_store, lambda now, _: done.append(now)) as parts:
+    dying: Any = SimpleNamespace(serving=lambda job: workers.serving(DiesOnce(job, marks)))
+    with scored(dying, job, tiny_store, lambda now, _: done.append(now)) as parts:
         shared = score_store(tiny_detector, tiny_store, tmp_path / "shared", parts=parts)
     assert done == [8, 16]
     assert files(shared.path) == files(alone.path)
-    params = MetricParams(accumulator=accumulator)
-    whole = evaluate_scores(alone, tiny_store, params)
-    with evaluated(workers, EvaluateJob(shared, tiny_store.path, params, None, None)) as judged:
+    params = MetricParams(accumulator="histogram")
+    evaluate_scores(alone, tiny_store, params).save(tmp_path / "whole" / "run.json")
+    with evaluated(dying, EvaluateJob(shared, tiny_store.path, params, None, None)) as judged:
         merged = evaluate_scores(shared, tiny_store, params, judged=judged)
-    for result, name in ((whole, "whole"), (merged, "merged")):
-        result.save(tmp_path / name / "run.json")
+    merged.save(tmp_path / "merged" / "run.json")
     assert files(tmp_path / "whole") == files(tmp_path / "merged")
-    assert len(files(tmp_path / "whole")) == 7
+    assert sorted(path.name for path in marks.iterdir()) == [
+        *("bolt.died", "nut.died", "range(0, 8).died", "range(8, 16).died"),
+    ]
 
 
 def test_units_are_submitted_as_room_is_for_them(workers):
@@ -92,6 +99,7 @@ def test_an_error_of_a_unit_is_the_runs(workers):
         list(results([12, 13]))
 
 
+@pytest.mark.slow
 def test_a_unit_that_kills_every_worker_is_one_message(workers, monkeypatch):
     monkeypatch.setattr(workers._client.cluster.scheduler, "allowed_failures", 0)
     monkeypatch.setattr(cluster, "_TRIES", 2)

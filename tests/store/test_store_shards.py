@@ -16,7 +16,7 @@ import pytest
 from tiny import TinyBackbone, extracted, files, flip, manifest_of
 
 from spg_pipe.errors import SpgError
-from spg_pipe.store import claims, writer
+from spg_pipe.store import claims, extract, writer
 from spg_pipe.store.claims import claim, locked, ranges_of
 from spg_pipe.store.extract import Extraction, SharedExtract
 from spg_pipe.store.finish import finish_store
@@ -121,16 +121,38 @@ def test_a_store_that_is_replaced_meanwhile_is_one_refusal(tiny_manifest, tmp_pa
         list(claims.claimed(range(spec.shards)))
 
 
-def test_a_store_is_begun_once_and_tells_what_is_missing(tiny_store, tiny_manifest, tmp_path):
+def test_a_store_is_begun_once_and_its_shards_are_checked_by_who_takes_them(
+    tiny_store, tiny_manifest, tmp_path
+):
     place = tmp_path / "a.zarr"
     work = shared(tiny_manifest, place)
-    assert work.begin() == [0, 1, 2]
-    work.compute(1, 2)
-    assert work.begin() == [0, 2]
-    work.compute(0, 3)
+    assert work.begin() == range(3)
+    work.compute(1, 3)
+    flip(place / "tokens_1/c/1/0/0")
+    (place / "tokens_1/c/0/0").mkdir(parents=True)
+    (place / "tokens_1/c/0/0/.0.4194303.tmp").write_bytes(b"half")
+    assert work.begin() == range(3)
+    assert not (place / "tokens_1/c/0").exists()
+    done = work.compute(0, 3)
+    assert (done.written, done.there) == ([0, 1], [2])
     finish_store(place)
-    assert work.begin() == []
+    assert work.begin() == range(0)
     assert files(place) == files(tiny_store.path)
+
+
+def test_other_libraries_than_those_that_began_the_store_are_refused(
+    tiny_manifest, tmp_path, monkeypatch
+):
+    place = tmp_path / "a.zarr"
+    shards(tiny_manifest, place, 0, 1)
+    true = extract.versions()
+    monkeypatch.setattr(extract, "versions", lambda: true | {"torch": "1.0", "gpu": "any"})
+    with pytest.raises(
+        SpgError, match=rf"other versions \(torch 1\.0, not {true['torch'][:4]}.*--out"
+    ):
+        shards(tiny_manifest, place, 1, 2)
+    monkeypatch.setattr(extract, "versions", lambda: true | {"gpu": "any"})
+    assert shards(tiny_manifest, place, 1, 2).written == [1]
 
 
 def test_missing_shards_are_named_with_the_command(tiny_manifest, tmp_path):

@@ -1,0 +1,184 @@
+"""Workers killed at random moments, of a cluster and of arrays of plain processes: is every store,
+are all scores and metrics the same to the byte as those of one process?
+
+    python -m benchmarks.kill_workers --times 20
+
+Random pictures go through extract, score and evaluate once, in one process. Then again and again:
+`--cluster local:2` with a worker killed by SIGKILL at random moments, or two plain processes
+`extract --shards`, each killed and given again until it ends, and `finish`.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+from PIL import Image
+
+from benchmarks.kill_extract import ROOT, digests
+
+IMAGES, SIDE, CATEGORIES = 100, 96, ("bolt", "nut", "ring")
+RECIPE = {
+    "name": "kills",
+    "datasets": [{"name": n, "layout": "folder", "root": n} for n in ("few", "many")],
+    "auxiliaries": ["few"],
+    "directions": [{"aux": "few", "target": "many"}],
+    "seeds": [1],
+    "backbone": {"alias": "efficientnet-lite0", "image_size": SIDE, "layers": ["s8", "s16"]},
+    "sae": {"dict_size": 32, "k": 4, "tokens": 9600, "batch_tokens": 64},
+}
+Made = dict[str, dict[str, str]]
+"""Kind of artefact → path → SHA-256."""
+
+
+def write_pictures(root: Path, images: int) -> None:
+    """Random pictures, every fourth with a defect, in the `folder` layout."""
+    rng = np.random.default_rng(images)
+    for category in CATEGORIES:
+        for number in range(images):
+            pixels = rng.integers(0, 255, (SIDE, SIDE, 3), np.uint8)
+            kind = "dent" if number % 4 == 0 else "good"
+            files = {f"{kind}/{number:03d}.png": pixels}
+            if kind == "dent":
+                mask = np.zeros((SIDE, SIDE), np.uint8)
+                mask[20:60, 30:70] = 255
+                pixels[mask > 0] //= 4
+                files[f"ground_truth/dent/{number:03d}_mask.png"] = mask
+            for name, array in files.items():
+                (root / category / name).parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(root / category / name)
+
+
+def command(folder: Path, *words: str) -> subprocess.Popen[bytes]:
+    """`spg-pipe …` in a folder, started."""
+    code = "from spg_pipe.cli.main import main; main()"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *words, "--quiet"], cwd=folder, env=environment
+    )
+
+
+def must(folder: Path, *words: str) -> None:
+    """A command that has to succeed."""
+    if command(folder, *words).wait():
+        raise SystemExit(f"spg-pipe {' '.join(words)} failed")
+
+
+def made(folder: Path) -> Made:
+    """What the target's stages made."""
+    kinds = ("features", "scores", "metrics")
+    return {kind: digests(folder / "artifacts" / kind) for kind in kinds}
+
+
+def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The workers of a command's local cluster."""
+    try:
+        children = psutil.Process(process.pid).children(recursive=True)
+        return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def cluster(folder: Path, generator: random.Random, kills: int) -> int:
+    """Run the stages on two workers, of which some are killed; how many were."""
+    done = 0
+    for words in (("extract",), ("score",), ("evaluate",)):
+        process = command(folder, *words, "--cluster", "local:2")
+        while process.poll() is None:
+            time.sleep(generator.uniform(0.5, 6))
+            workers = workers_of(process) if done < kills else []
+            if workers:
+                victim = generator.choice(workers)
+                if process.poll() is None and victim.is_running():
+                    victim.send_signal(signal.SIGKILL)
+                    done += 1
+        if process.returncode:
+            raise SystemExit(f"spg-pipe {' '.join(words)} ended with {process.returncode}")
+    return done
+
+
+def array(folder: Path, generator: random.Random, kills: int) -> int:
+    """Run the shards by two plain processes over all of them, killed and given again."""
+    must(folder, "extract", "--split", "few")
+    words, done = ("extract", "--split", "many", "--shards", "0:5"), 0
+    running = [command(folder, *words) for _ in range(2)]
+    while running:
+        time.sleep(generator.uniform(0.5, 8))
+        for process in list(running):
+            if process.poll() is None and done < kills and generator.random() < 0.5:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                done += 1
+            if process.poll() is not None:
+                running.remove(process)
+                if process.returncode == -signal.SIGKILL:
+                    running.append(command(folder, *words))
+                elif process.returncode:
+                    raise SystemExit(f"extract --shards ended with {process.returncode}")
+    (store,) = (folder / "artifacts" / "features").glob("many-*.zarr")
+    must(folder, "finish", str(store))
+    for stage in ("score", "evaluate"):
+        must(folder, stage)
+    return done
+
+
+def again(whole: Path, folder: Path) -> None:
+    """A folder with what the target's stages start from."""
+    for name in ("few", "many"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(whole / name)
+    shutil.copy(whole / "params.yaml", folder)
+    for kind in ("manifests", "sae", "detectors"):
+        shutil.copytree(whole / "artifacts" / kind, folder / "artifacts" / kind)
+
+
+def run(times: int, seed: int, place: Path) -> int:
+    """Print a line a run; the number of runs whose artefacts differ."""
+    generator = random.Random(seed)  # noqa: S311 - moments, not secrets
+    whole = place / "whole"
+    write_pictures(whole / "few", 12)
+    write_pictures(whole / "many", IMAGES)
+    (whole / "params.yaml").write_text(json.dumps(RECIPE))
+    for stage in ("prepare", "extract", "train-sae", "train-guides", "score", "evaluate"):
+        must(whole, stage)
+    expected, wrong, kills, number = made(whole), 0, 0, 0
+    while kills < times:
+        way = (cluster, array)[number % 2]
+        folder = place / f"{number}"
+        again(whole, folder)
+        begun = time.monotonic()
+        count = way(folder, generator, min(4, times - kills))
+        found = made(folder)
+        differ = [kind for kind in expected if found[kind] != expected[kind]]
+        kills, wrong, number = kills + count, wrong + bool(differ), number + 1
+        print(
+            f"{number:2d}: {way.__name__:7}, {count} killed in {time.monotonic() - begun:3.0f} s: "
+            f"{'DIFFERENT ' + ', '.join(differ) if differ else 'identical'}",
+            flush=True,
+        )
+        shutil.rmtree(folder)
+    print(f"{kills} kills in {number} runs; {wrong} runs differ from that of one process")
+    return wrong
+
+
+def main() -> None:
+    """Exit code 1 if anything differs."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        raise SystemExit(min(run(options.times, options.seed, Path(folder)), 1))
+
+
+if __name__ == "__main__":
+    main()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from spg_pipe.artefacts.files import versions, write_json
+from spg_pipe.artefacts.files import versions, write_json, write_text
 from spg_pipe.artefacts.record import write_record
 from spg_pipe.datasets.manifest import Manifest, MaskState
 from spg_pipe.decision.calibration import Calibration, by_hand
@@ -27,9 +27,9 @@ from spg_pipe.metrics import (
     accumulate,
     category_metrics,
     chosen_accumulator,
+    csv_text,
     flat_rows,
     with_mean,
-    write_csv,
 )
 from spg_pipe.metrics.operating import AtThreshold
 from spg_pipe.recipe.params import MetricParams
@@ -54,7 +54,7 @@ class Evaluation:
         The last is for `dvc metrics show`, which would show texts as metrics: numbers alone, below
         the names of both protocols.
         """
-        write_csv(path.with_suffix(".csv"), flat_rows(self.table))
+        write_text(path.with_suffix(".csv"), csv_text(flat_rows(self.table)))
         context = self.table.context
         defined = {k: v for k, v in self.table.mean.metrics.items() if math.isfinite(v)}
         protocols = f"method {context.method_protocol}, metrics {context.protocol}"
@@ -75,7 +75,7 @@ class Evaluation:
         ]
         for name, points in files.items():
             file = path.parent / "curves" / f"{path.stem}-{name}.csv"
-            write_csv(file, [point | named for point in points])
+            write_text(file, csv_text([point | named for point in points]))
         write_record(path, MetricsRecord.of(self.table, self.provenance))
 
 

@@ -18,7 +18,7 @@ from spg_pipe.artefacts.files import fingerprint, write_bytes
 from spg_pipe.artefacts.reading import damaged, reading
 from spg_pipe.artefacts.record import Inside, Record, parse_record
 from spg_pipe.errors import SpgError, counted
-from spg_pipe.images.files import mask_files, read_file
+from spg_pipe.images.files import mask_files, read_file, sha256_now
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -182,6 +182,22 @@ class Manifest:
         """Path of the mask of image `index`, None if it has no mask file."""
         mask = self.table["mask"].iloc[index]
         return self.root / mask if mask else None
+
+    def require_unchanged(self, index: int) -> None:
+        """Raise an `SpgError` if image `index` or its mask is another than was listed.
+
+        To be called after both were read: what was read is then what the fingerprint is of.
+        """
+        row = self.table.iloc[index]
+        for what, file, digest in (
+            ("image", row["path"], row["sha256"]),
+            ("mask", row["mask"], row["mask_sha256"]),
+        ):
+            if file and sha256_now(self.root / file, what) != digest:
+                raise SpgError(
+                    f"The {what} {self.root / file} was changed since it was listed. When nobody "
+                    f"writes there any more, list it again: `{AGAIN}`, and give the command again."
+                )
 
     def spread(self, limit: int) -> Self:
         """At most `limit` images, evenly spread over categories and labels.

@@ -191,7 +191,10 @@ class _Run:
             path, manifest = self._manifest.image_path(row), self._manifest
             pixels = read_image(path, exif=manifest.exif, white=manifest.white)
             image[...] = preprocess(pixels, how)
-        return images, [self._mask(row) for row in rows]
+        masks = [self._mask(row) for row in rows]
+        for row in rows:
+            self._manifest.require_unchanged(row)
+        return images, masks
 
     def _mask(self, row: int) -> tuple[np.ndarray, int]:
         """A mask (S, S) uint8, and how many of its regions did not survive the resizing."""

@@ -7,7 +7,6 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from e2e.helpers import must, spg
 from layouts import write_mvtec, write_visa

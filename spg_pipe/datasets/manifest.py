@@ -16,7 +16,7 @@ from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from spg_pipe.artefacts.files import fingerprint, write_bytes
 from spg_pipe.artefacts.reading import damaged, reading
-from spg_pipe.artefacts.record import Inside, Record, parse_record
+from spg_pipe.artefacts.record import Inside, Record, inside, parse_record
 from spg_pipe.errors import SpgError, counted
 from spg_pipe.images.files import mask_files, read_file, sha256_now
 
@@ -254,7 +254,8 @@ class Manifest:
     def load(cls, path: Path, root: Path) -> Self:
         """Read a manifest; `root` is the folder where its relative paths start.
 
-        SpgError if the file is missing, damaged, of another format, or was edited.
+        SpgError if the file is missing, damaged, of another format, was edited, or lists files
+        outside the root.
         """
         if not path.is_file():
             raise SpgError(f"There is no manifest at {path}. Make it with `{AGAIN}`.")
@@ -269,7 +270,10 @@ class Manifest:
         record = parse_record(raw, path, ManifestRecord, "manifest", AGAIN)
         if missing := [name for name in COLUMNS if name not in arrow.column_names]:
             raise damaged(path, "manifest", f"it has no column {', '.join(missing)}", AGAIN)
-        table = arrow.replace_schema_metadata(None).to_pandas()
+        with reading(path, "manifest", AGAIN):
+            rows = arrow.select(list(COLUMNS)).cast(_schema())
+            table = rows.replace_schema_metadata(None).to_pandas()
+            _require_rows(table)
         if _rows_sha256(table) != record.rows_sha256:
             raise damaged(path, "manifest", "its rows were edited or damaged", AGAIN)
         return cls(root=root, table=table, **{name: getattr(record, name) for name in _SHARED})
@@ -311,6 +315,23 @@ def _schema() -> "pa.Schema":
 
     types = {"string": pa.string(), "uint8": pa.uint8(), "int32": pa.int32()}
     return pa.schema([pa.field(n, types[t], nullable=False) for n, t in COLUMNS.items()])
+
+
+def _require_rows(table: "pd.DataFrame") -> None:
+    """Raise a ValueError for values that no `prepare` writes: anybody may have written a row."""
+    for path in (*table["path"], *table["mask"]):
+        inside(path)
+    known = {
+        "label": (LABEL_NORMAL, LABEL_ANOMALOUS, LABEL_UNKNOWN),
+        "mask_state": tuple(MaskState),
+    }
+    for name, values in known.items():
+        if not table[name].isin(values).all():
+            raise ValueError(f"{name} is not one of {', '.join(map(str, map(int, values)))}")
+    if (table[["height", "width"]] < 1).any(axis=None):
+        raise ValueError("an image has no pixels")
+    if (table["path"] == "").any() or table["path"].duplicated().any():
+        raise ValueError("an image has no path, or that of another")
 
 
 def _rows_sha256(table: "pd.DataFrame") -> str:

@@ -40,7 +40,7 @@ def kill():
     time.sleep(AFTER)
     group, parent = os.getpgid(0), os.getppid()
     with open(COUNTS, "a") as file:
-        file.write(f"killed {DEEDS[0]}\\n")
+        file.write("killed\\n")
     if HOW == "stage":
         os.kill(os.getpid(), signal.SIGKILL)
     elif HOW == "DVC alone":
@@ -64,7 +64,7 @@ def hook(event, args):
 
 def tell():
     with open(COUNTS, "a") as file:
-        file.write(f"done {DEEDS[0]}\\n")
+        file.write(f"{STAGE} {DEEDS[0]}\\n")
 
 if STAGE and COUNTS:
     sys.addaudithook(hook)

@@ -6,25 +6,24 @@ fingerprint or the digest of tensors, is put right, or else nothing behind it wo
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import yaml
 from detector.test_evaluation import calibration_of
 from e2e.helpers import ROOT
 from layouts import photos, save, scanned, write_visa
 from tiny import METHOD, SAE, additive_plan, extracted, manifest_of, sae_params, write_folder
 
-from fuzz.mutations import _FLOATS, _NESTED, _NUMBERS, _TEXTS, places
+from fuzz.edits import RAW, edited, starts, with_seal
 from fuzz.test_detectors import parts, sealed, written
 from fuzz.test_images import FILES, size_if_readable
 from fuzz.test_recipes import artefacts_stay_below_their_folder
@@ -59,66 +58,6 @@ class Reader:
 
     read: Callable[[bytes], object]
     corpus: list[bytes]
-
-
-RAW, EDITS = b"=", b"~"
-_ANY = [*_NUMBERS, *_FLOATS, *_TEXTS, *_NESTED, None, True, False]
-
-
-def edited(content: bytes, whole: bytes) -> bytes:
-    """JSON as content describes it: `=` and its bytes, or `~` and edits of a whole one.
-
-    Bytes that a fuzzer changes seldom stay JSON. An edit has four bytes, the place (two), what is
-    done, and with what: so nearly each input is another value in some place, and edits add up.
-    """
-    if content[:1] != EDITS:
-        return content[1:]
-    value = json.loads(whole)
-    for start in range(1, min(len(content), 33), 4):
-        high, low, deed, which = content[start : start + 4].ljust(4, b"\0")
-        ways = places(value)
-        if not ways:
-            break
-        *above, key = ways[(high << 8 | low) % len(ways)]
-        parent = value
-        for step in above:
-            parent = parent[step]
-        new = _ANY[which % len(_ANY)]
-        if deed % 8 == 0:
-            del parent[key]
-        elif deed % 8 == 1 and isinstance(parent, dict):
-            parent[str(new)[:50]] = parent.pop(key)
-        elif deed % 8 == 2 and isinstance(parent, list):
-            parent += copy.deepcopy(parent)[: which % 5]
-        elif deed % 8 == 3 and isinstance(parent[key], int | float):
-            parent[key] = parent[key] * which if deed & 8 else parent[key] + which - 128
-        elif deed % 8 == 4:
-            *others, last = ways[which % len(ways)]
-            source = value
-            for step in others:
-                source = source[step]
-            parent[key] = copy.deepcopy(source[last])
-        else:
-            parent[key] = copy.deepcopy(new)
-    try:
-        return json.dumps(value).encode("utf-8", "surrogatepass")
-    except (ValueError, RecursionError):
-        return whole
-
-
-def with_seal(content: bytes, whole: bytes, model: Any) -> bytes:
-    """The JSON that content describes, with the fingerprint that it gives."""
-    changed = edited(content, whole)
-    try:
-        return json.dumps(sealed(json.loads(changed), model)).encode()
-    except (ValueError, RecursionError):
-        return changed
-
-
-def starts(whole: bytes) -> list[bytes]:
-    """A corpus of JSON: the whole, and first edits."""
-    some = [bytes([n // 2, n * 37 % 256, n % 8, n * 11 % 256]) for n in range(24)]
-    return [RAW + whole, *(EDITS + each for each in some)]
 
 
 class World:
@@ -185,13 +124,15 @@ def manifest(world: World) -> Reader:
 
 
 def recipe(world: World) -> Reader:
-    path = world.file("params.yaml")
+    """JSON is YAML: edits are of the spg-plus recipe."""
+    path, files = world.file("params.yaml"), sorted((ROOT / "recipes").glob("*.yaml"))
+    whole = json.dumps(yaml.safe_load((ROOT / "recipes" / "spg-plus.yaml").read_text())).encode()
 
     def read(content: bytes) -> None:
-        path.write_bytes(content)
+        path.write_bytes(edited(content, whole))
         artefacts_stay_below_their_folder(load_params(path))
 
-    return Reader(read, [p.read_bytes() for p in sorted((ROOT / "recipes").glob("*.yaml"))])
+    return Reader(read, [*(RAW + file.read_bytes() for file in files), *starts(whole)])
 
 
 def split_csv(world: World) -> Reader:

@@ -1,5 +1,6 @@
 """What every artefact on disk shares: atomic writing, fingerprints and provenance."""
 
+import errno
 import glob
 import hashlib
 import importlib.util
@@ -156,10 +157,7 @@ def fresh_folder(path: Path) -> Iterator[Path]:
             temporary.mkdir()
             yield temporary
             _sync_all(temporary)
-            if path.is_dir():
-                # Moved aside, not removed: a kill between the two renames loses nothing.
-                path.rename(old)
-            temporary.rename(path)
+            _put_in_place(temporary, path, old)
             _sync_folder(path.parent)
     except BaseException:
         if old.is_dir() and not path.exists():
@@ -168,6 +166,24 @@ def fresh_folder(path: Path) -> Iterator[Path]:
     finally:
         for rest in (temporary, old):
             _remove(rest)
+
+
+def _put_in_place(temporary: Path, path: Path, old: Path) -> None:
+    """Rename a folder to `path`. Another process may do so at the same time: the last one stays.
+
+    What is there is moved aside, not removed: a kill between the two renames loses nothing.
+    """
+    while True:
+        if path.is_dir():
+            _remove(old)
+            with suppress(FileNotFoundError):  # the other process was faster
+                path.rename(old)
+        try:
+            temporary.rename(path)
+            return
+        except OSError as error:  # here, too
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
 
 
 def _remove(path: Path) -> None:

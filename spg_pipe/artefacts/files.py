@@ -235,17 +235,28 @@ def _host() -> str:
     return fingerprint([platform.node(), inode])[:8]
 
 
+def _runs(process: int) -> bool:
+    """Whether a process of this machine is alive; one that has ended and that nobody asked after is
+    not: in a container the first process may be one that never asks."""
+    import psutil
+
+    try:
+        return bool(psutil.Process(process).status() not in (psutil.STATUS_ZOMBIE, "dead"))
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:  # of another user
+        return True
+
+
 def _is_left(rest: Path, owner: str, *, same: bool = True) -> bool:
     """Whether the process that wrote this is gone, as far as can be known.
 
     `same`: what has this process's number is of an earlier one, and of none of its threads.
     """
-    import psutil
-
     host, _, number = owner.partition("-")
     if host == _host() and int(number) == os.getpid():
         return same
-    if host == _host() and not psutil.pid_exists(int(number)):
+    if host == _host() and not _runs(int(number)):
         return True
     try:
         found = rest.lstat()

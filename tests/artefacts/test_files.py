@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -312,3 +315,32 @@ def test_every_file_of_a_folder_is_durable_before_it_gets_its_name(
         (folder / "deep" / "two").write_text("2")
     expected = [place / "deep" / "two", place / "deep", place, place.parent]
     assert {path.stat().st_ino for path in expected} <= set(synced)
+
+
+def test_what_a_process_left_that_ended_and_is_still_listed_is_removed(place: Path) -> None:
+    """As of a container whose first process asks after nobody."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+    rest = place.with_name(f".run.{_host()}-{ended.pid}.tmp")
+    rest.mkdir()
+    with fresh_folder(place):
+        pass
+    assert not rest.exists()
+    assert ended.wait() == 0
+
+
+def test_a_folder_that_another_process_puts_in_place_meanwhile_is_replaced(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true, others = Path.rename, iter(range(2))
+
+    def rename(self: Path, target: Path) -> Path:
+        done = true(self, target)
+        if target.name.endswith(".old") and next(others, None) is not None:
+            shutil.copytree(target, self)  # the other process's, moved there now
+        return done
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with fresh_folder(place) as folder:
+        (folder / "two").write_text("2")
+    assert (names(place), names(place.parent)) == (["two"], ["run"])

@@ -119,10 +119,11 @@ def kill_often(
             break
         stage = stages[number % len(stages)]
         at, how = chance.randrange(max(1, counts[stage])), chance.choice(HOW)
-        after = chance.choice([0.0, chance.uniform(0.001, 0.3)])
+        after = chance.choice([0.0, chance.uniform(0.001, 0.05)])
         told = hook / "told"
         told.unlink(missing_ok=True)
         extra = {"SPG_KILL_AT": at, "SPG_KILL_HOW": how, "SPG_KILL_AFTER": after}
+        remove_outputs(folder, stage)  # of some stages DVC leaves them, and then little is done
         dvc(folder, hook, extra | {"SPG_COUNTS": told}, "--force", "--single-item", stage)
         killed = "killed" in (told.read_text() if told.exists() else "")
         # Or DVC would take the result from there, and run nothing.
@@ -142,6 +143,15 @@ def kill_often(
             print(ended.stdout[-3000:], flush=True)
     print(f"{dict(totals)}, {wrong} wrong", flush=True)
     return int(wrong > 0)
+
+
+def remove_outputs(folder: Path, stage: str) -> None:
+    for made in yaml.safe_load((folder / "dvc.lock").read_text())["stages"][stage]["outs"]:
+        path = folder / made["path"]
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def dvc(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from spg_pipe.errors import SpgError
 from spg_pipe.images.decoding import LIMIT
 
 EXAMPLES = 25
+FOUND = [("scores", {"layers": []}, "layers: tuple should have at least 1 item")]
+"""What the guided fuzzer found: reader, values of its JSON, what is said now."""
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -34,3 +37,13 @@ def test_a_whole_file_is_read_and_a_damaged_one_is_read_or_refused(
                 reader.read(bytes(content))
             except SpgError:
                 continue
+
+
+@pytest.mark.parametrize(("name", "changes", "says"), FOUND)
+def test_what_was_found_is_a_message(
+    tmp_path: Path, name: str, changes: dict[str, object], says: str
+) -> None:
+    reader = READERS[name](World(tmp_path))
+    whole = json.loads(reader.corpus[0].removeprefix(RAW))
+    with pytest.raises(SpgError, match=says):
+        reader.read(RAW + json.dumps(whole | changes).encode())

@@ -10,7 +10,7 @@ PYTHONS ?= python3.11 python3.12 python3.13
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-lowest test-pythons fuzz test-gpu test-browser parity check format bench \
+.PHONY: help install demo test test-lowest test-pythons fuzz fuzz-guided kills test-gpu test-browser parity check format bench \
   bench-store dist clean
 
 help:  ## this list
@@ -48,6 +48,14 @@ test-pythons:  ## the same tests with every Python that is there (PYTHONS="pytho
 fuzz: $(STAMP)  ## damaged recipes, detectors, stores and images: 5,000 of each
 	$(BIN)/python -m pytest -q tests/fuzz --hypothesis-profile=fuzz
 
+fuzz-guided: $(STAMP)  ## the same guided by coverage (RUNS=50000 of each READERS="images …")
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[fuzz]'
+	@for reader in $(or $(READERS),$$($(BIN)/python tests/fuzz/guided.py --list)); do \
+	  $(BIN)/python tests/fuzz/guided.py $$reader --runs $(or $(RUNS),50000) || exit 1; done
+
+kills: $(STAMP)  ## stages killed at random moments, each followed by `dvc repro` (KILLS=50): half an hour
+	$(BIN)/python tests/faults/kills.py --kills $(or $(KILLS),50)
+
 test-gpu: $(STAMP)  ## the tests that need a CUDA device; says so where there is none
 	$(BIN)/python -m pytest -q -m gpu
 
@@ -58,9 +66,10 @@ parity: $(STAMP)  ## our numbers against the reference's (ORACLE=DIR for other c
 	$(BIN)/python tests/parity_table.py $(ORACLE)
 	SPG_ORACLE=$(ORACLE) $(BIN)/python -m pytest -q tests/parity
 
-check: $(STAMP)  ## format, lint and types
+check: $(STAMP)  ## format, lint, types, known vulnerabilities of what is installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/python tests/dependency_audit.py
 	$(BIN)/mypy
 
 format: $(STAMP)  ## rewrite the code in the project's format

@@ -38,6 +38,10 @@ class SpgError(Exception):
     """
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: ends a command as Ctrl-C does."""
+
+
 class UsageError(SpgError):
     """An option that cannot be read: the command line exits with 2."""
 

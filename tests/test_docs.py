@@ -27,7 +27,7 @@ from spg_pipe.recipe.paths import Paths
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")),
     *sorted(DOCS.glob("*.md")),
 ]
 STORE = "demo_run/artifacts/features/demo-mvtec-efficientnet-lite0-288.zarr"

@@ -1,16 +1,21 @@
 """What every artefact on disk shares: atomic writing, fingerprints and provenance."""
 
+import errno
 import glob
 import hashlib
 import importlib.util
 import json
 import math
 import os
+import platform
+import re
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +23,10 @@ from typing import IO, Any
 from spg_pipe.errors import SpgError, naming
 
 _VERSIONED = ("spg-pipe", "torch", "timm", "open_clip_torch", "zarr", "numpy", "scipy", "pillow")
+_OWNER = re.compile("[0-9a-f]{8}-[0-9]{1,9}")
+"""Of a temporary name: the machine, and its process."""
+_OLD_SECONDS = 2 * 86_400
+"""Untouched for so long, what a writer on another machine left is taken for left over."""
 
 
 def fingerprint(content: Any) -> str:
@@ -84,7 +93,8 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     is not written through.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _clear_folder(path.parent.absolute())
+    temporary = _beside(path, "tmp")
     with naming(path, temporary):
         try:
             temporary.unlink(missing_ok=True)
@@ -119,25 +129,36 @@ def _sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+def _sync_all(path: Path) -> None:
+    """Make all files and folders below a folder, and itself, survive a power failure."""
+    if os.name == "nt":  # files are flushed by those who write them alone
+        return
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with Path(folder, name).open("rb") as stream:
+                os.fsync(stream.fileno())
+        _sync_folder(Path(folder))
+
+
 @contextmanager
 def fresh_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that replaces `path` when the block ends well, and vanishes otherwise.
 
-    An artefact is therefore either the old one, or the new one as a whole.
+    An artefact is therefore either the old one, or the new one as a whole, also after a power
+    failure: every file in it is fsynced first.
     """
     if path.exists() and not path.is_dir():
         raise SpgError(f"{path} is a file; a folder is to be written there. Move it away.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    temporary, old = (_beside(path, end) for end in ("tmp", "old"))
     clear_leftovers(path)
     try:
         with naming(path, temporary):
             temporary.mkdir()
             yield temporary
-            if path.is_dir():
-                # Moved aside, not removed: a kill between the two renames loses nothing.
-                path.rename(old)
-            temporary.rename(path)
+            _sync_all(temporary)
+            _put_in_place(temporary, path, old)
+            _sync_folder(path.parent)
     except BaseException:
         if old.is_dir() and not path.exists():
             old.rename(path)
@@ -145,6 +166,24 @@ def fresh_folder(path: Path) -> Iterator[Path]:
     finally:
         for rest in (temporary, old):
             _remove(rest)
+
+
+def _put_in_place(temporary: Path, path: Path, old: Path) -> None:
+    """Rename a folder to `path`. Another process may do so at the same time: the last one stays.
+
+    What is there is moved aside, not removed: a kill between the two renames loses nothing.
+    """
+    while True:
+        if path.is_dir():
+            _remove(old)
+            with suppress(FileNotFoundError):  # the other process was faster
+                path.rename(old)
+        try:
+            temporary.rename(path)
+            return
+        except OSError as error:  # here, too
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
 
 
 def _remove(path: Path) -> None:
@@ -157,11 +196,15 @@ def _remove(path: Path) -> None:
 
 
 def clear_leftovers(path: Path) -> None:
-    """Remove what killed writers of `path` left beside it; an artefact moved aside comes back."""
+    """Remove what killed writers of `path` left beside it; an artefact moved aside comes back.
+
+    Another machine may be at work in a shared folder, and nobody here knows: what it left goes
+    when nothing has changed in it for two days.
+    """
     for rest in path.parent.glob(f".{glob.escape(path.name)}.*"):
         _, _, owner_and_end = rest.name.partition(f"{path.name}.")
         owner, _, end = owner_and_end.partition(".")
-        if end not in ("tmp", "old") or not owner.isdigit() or _runs_elsewhere(int(owner)):
+        if end not in ("tmp", "old") or not _OWNER.fullmatch(owner) or not _is_left(rest, owner):
             continue
         if end == "old" and not path.exists():
             rest.rename(path)
@@ -169,8 +212,54 @@ def clear_leftovers(path: Path) -> None:
             _remove(rest)
 
 
-def _runs_elsewhere(process: int) -> bool:
-    """Whether another process with this number is alive."""
+@cache  # once a process: a folder may get thousands of files
+def _clear_folder(folder: Path) -> None:
+    """Remove the files that killed writers left in a folder."""
+    for rest in folder.glob(".*.tmp"):
+        owner = rest.name.split(".")[-2]
+        if not rest.is_dir() and _OWNER.fullmatch(owner) and _is_left(rest, owner, same=False):
+            _remove(rest)
+
+
+def _beside(path: Path, end: str) -> Path:
+    """The hidden sibling that this process, and no other on any machine, writes."""
+    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}.{end}")
+
+
+@cache
+def _host() -> str:
+    """8 hex digits of this machine, where a process number means one process: with its name and,
+    because containers number anew and may share a name, its numbering's."""
+    numbering = Path("/proc/self/ns/pid")
+    inode = numbering.stat().st_ino if numbering.exists() else 0
+    return fingerprint([platform.node(), inode])[:8]
+
+
+def _runs(process: int) -> bool:
+    """Whether a process of this machine is alive; one that has ended and that nobody asked after is
+    not: in a container the first process may be one that never asks."""
     import psutil
 
-    return process != os.getpid() and bool(psutil.pid_exists(process))
+    try:
+        return bool(psutil.Process(process).status() not in (psutil.STATUS_ZOMBIE, "dead"))
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:  # of another user
+        return True
+
+
+def _is_left(rest: Path, owner: str, *, same: bool = True) -> bool:
+    """Whether the process that wrote this is gone, as far as can be known.
+
+    `same`: what has this process's number is of an earlier one, and of none of its threads.
+    """
+    host, _, number = owner.partition("-")
+    if host == _host() and int(number) == os.getpid():
+        return same
+    if host == _host() and not _runs(int(number)):
+        return True
+    try:
+        found = rest.lstat()
+    except FileNotFoundError:  # its writer is done
+        return False
+    return time.time() - max(found.st_mtime, found.st_ctime) > _OLD_SECONDS

@@ -10,7 +10,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from spg_pipe.artefacts.files import fingerprint
 from spg_pipe.datasets.layouts.catalogue import LAYOUTS, honours_exif
 from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan
 from spg_pipe.datasets.layouts.official import BENCHMARKS, recognised
@@ -18,7 +17,7 @@ from spg_pipe.datasets.manifest import Manifest, Skipped, first_of, skipped_note
 from spg_pipe.datasets.names import GOOD, composed
 from spg_pipe.errors import SpgError, UnsuitableError, counted, listed
 from spg_pipe.images.decoding import UnusableFileError
-from spg_pipe.images.files import mask_files, read_file, utf8_name
+from spg_pipe.images.files import mask_files, read_file, sha256_of, utf8_name
 from spg_pipe.images.notes import Seen, file_notes, peak_of
 from spg_pipe.images.reading import Header, read_header, read_image, read_mask
 from spg_pipe.images.samples import white_of
@@ -284,7 +283,7 @@ def _read(
         digests.append((file.name, hashlib.sha256(content).hexdigest()))
     if not headers:
         raise UnusableFileError(name, f"{has}is a folder without an image")
-    sha256 = digests[0][1] if (root / path).is_file() else fingerprint(digests)
+    sha256 = sha256_of(root / path, digests)
     if expected and sha256 != expected:
         raise UnusableFileError(
             name,

@@ -16,9 +16,9 @@ from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from spg_pipe.artefacts.files import fingerprint, write_bytes
 from spg_pipe.artefacts.reading import damaged, reading
-from spg_pipe.artefacts.record import Inside, Record, parse_record
+from spg_pipe.artefacts.record import Inside, Record, inside, parse_record
 from spg_pipe.errors import SpgError, counted
-from spg_pipe.images.files import mask_files, read_file
+from spg_pipe.images.files import mask_files, read_file, sha256_now
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -183,6 +183,22 @@ class Manifest:
         mask = self.table["mask"].iloc[index]
         return self.root / mask if mask else None
 
+    def require_unchanged(self, index: int) -> None:
+        """Raise an `SpgError` if image `index` or its mask is another than was listed.
+
+        To be called after both were read: what was read is then what the fingerprint is of.
+        """
+        row = self.table.iloc[index]
+        for what, file, digest in (
+            ("image", row["path"], row["sha256"]),
+            ("mask", row["mask"], row["mask_sha256"]),
+        ):
+            if file and sha256_now(self.root / file, what) != digest:
+                raise SpgError(
+                    f"The {what} {self.root / file} was changed since it was listed. When nobody "
+                    f"writes there any more, list it again: `{AGAIN}`, and give the command again."
+                )
+
     def spread(self, limit: int) -> Self:
         """At most `limit` images, evenly spread over categories and labels.
 
@@ -238,7 +254,8 @@ class Manifest:
     def load(cls, path: Path, root: Path) -> Self:
         """Read a manifest; `root` is the folder where its relative paths start.
 
-        SpgError if the file is missing, damaged, of another format, or was edited.
+        SpgError if the file is missing, damaged, of another format, was edited, or lists files
+        outside the root.
         """
         if not path.is_file():
             raise SpgError(f"There is no manifest at {path}. Make it with `{AGAIN}`.")
@@ -253,7 +270,10 @@ class Manifest:
         record = parse_record(raw, path, ManifestRecord, "manifest", AGAIN)
         if missing := [name for name in COLUMNS if name not in arrow.column_names]:
             raise damaged(path, "manifest", f"it has no column {', '.join(missing)}", AGAIN)
-        table = arrow.replace_schema_metadata(None).to_pandas()
+        with reading(path, "manifest", AGAIN):
+            rows = arrow.select(list(COLUMNS)).cast(_schema())
+            table = rows.replace_schema_metadata(None).to_pandas()
+            _require_rows(table)
         if _rows_sha256(table) != record.rows_sha256:
             raise damaged(path, "manifest", "its rows were edited or damaged", AGAIN)
         return cls(root=root, table=table, **{name: getattr(record, name) for name in _SHARED})
@@ -295,6 +315,23 @@ def _schema() -> "pa.Schema":
 
     types = {"string": pa.string(), "uint8": pa.uint8(), "int32": pa.int32()}
     return pa.schema([pa.field(n, types[t], nullable=False) for n, t in COLUMNS.items()])
+
+
+def _require_rows(table: "pd.DataFrame") -> None:
+    """Raise a ValueError for values that no `prepare` writes: anybody may have written a row."""
+    for path in (*table["path"], *table["mask"]):
+        inside(path)
+    known = {
+        "label": (LABEL_NORMAL, LABEL_ANOMALOUS, LABEL_UNKNOWN),
+        "mask_state": tuple(MaskState),
+    }
+    for name, values in known.items():
+        if not table[name].isin(values).all():
+            raise ValueError(f"{name} is not one of {', '.join(map(str, map(int, values)))}")
+    if (table[["height", "width"]] < 1).any(axis=None):
+        raise ValueError("an image has no pixels")
+    if (table["path"] == "").any() or table["path"].duplicated().any():
+        raise ValueError("an image has no path, or that of another")
 
 
 def _rows_sha256(table: "pd.DataFrame") -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from spg_pipe.artefacts.digests import file_digests
-from spg_pipe.artefacts.files import versions, write_json
+from spg_pipe.artefacts.files import versions, write_json, write_text
 from spg_pipe.artefacts.record import write_record
 from spg_pipe.datasets.manifest import Manifest, MaskState
 from spg_pipe.decision.calibration import Calibration, by_hand
@@ -29,9 +29,9 @@ from spg_pipe.metrics import (
     accumulate,
     category_metrics,
     chosen_accumulator,
+    csv_text,
     flat_rows,
     with_mean,
-    write_csv,
 )
 from spg_pipe.metrics.operating import AtThreshold
 from spg_pipe.recipe.params import MetricParams
@@ -57,7 +57,7 @@ class Evaluation:
         the names of both protocols.
         """
         written = [path.with_suffix(".csv"), path.parent / "means" / path.name]
-        write_csv(written[0], flat_rows(self.table))
+        write_text(written[0], csv_text(flat_rows(self.table)))
         context = self.table.context
         defined = {k: v for k, v in self.table.mean.metrics.items() if math.isfinite(v)}
         protocols = f"method {context.method_protocol}, metrics {context.protocol}"
@@ -78,7 +78,7 @@ class Evaluation:
         ]
         for name, points in files.items():
             file = path.parent / "curves" / f"{path.stem}-{name}.csv"
-            write_csv(file, [point | named for point in points])
+            write_text(file, csv_text([point | named for point in points]))
             written.append(file)
         digests = file_digests(path.parent, *(str(f.relative_to(path.parent)) for f in written))
         write_record(path, MetricsRecord.of(self.table, self.provenance, digests))

@@ -1,6 +1,6 @@
 """What a detector and scores say of themselves: the JSON in their folders."""
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -126,7 +126,7 @@ class ScoresRecord(Record):
     image_size: Size
     """S: side of the maps, pixels."""
     backbone: BackboneSpec
-    layers: tuple[LayerName, ...]
+    layers: Annotated[tuple[LayerName, ...], Field(min_length=1)]
     """Names of the tokens that were judged."""
     store: Name
     """Fingerprint of the target's store."""

@@ -2,10 +2,11 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from spg_pipe.artefacts.files import fingerprint
 from spg_pipe.errors import SpgError, printable
 from spg_pipe.images.annotations import annotated, mask_content
 
@@ -51,6 +52,17 @@ def read_file(path: Path, what: str) -> bytes:
             f"The {what} {path} cannot be opened ({error.strerror or error}). Check its "
             f"permissions and whether its disk is there, then run the command again."
         ) from error
+
+
+def sha256_of(path: Path, digests: Sequence[tuple[str, str]]) -> str:
+    """SHA-256 of an image or a mask from those of its files, by name: its own, or of several."""
+    return digests[0][1] if path.is_file() else fingerprint(digests)
+
+
+def sha256_now(path: Path, what: str) -> str:
+    """The same, read anew. SpgError as of `read_file`."""
+    contents = [(file.name, read_file(file, what)) for file in mask_files(path)]
+    return sha256_of(path, [(name, hashlib.sha256(data).hexdigest()) for name, data in contents])
 
 
 def utf8_name(path: str) -> str:

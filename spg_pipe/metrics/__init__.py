@@ -21,10 +21,10 @@ from spg_pipe.metrics.tables import (
     RowContext,
     RowCounts,
     category_metrics,
+    csv_text,
     flat_rows,
     seeds_mean,
     with_mean,
-    write_csv,
 )
 
 __all__ = [
@@ -41,11 +41,11 @@ __all__ = [
     "accumulate",
     "category_metrics",
     "chosen_accumulator",
+    "csv_text",
     "flat_rows",
     "image_metrics",
     "label_regions",
     "seeds_mean",
     "vanished_regions",
     "with_mean",
-    "write_csv",
 ]

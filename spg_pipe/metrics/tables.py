@@ -10,11 +10,10 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, fields, replace
-from pathlib import Path
 
 import numpy as np
 
-from spg_pipe.errors import SpgError, naming
+from spg_pipe.errors import SpgError
 from spg_pipe.metrics.curves import LIMITS
 from spg_pipe.metrics.image_level import image_metrics
 from spg_pipe.metrics.pixel import Counts, PixelMetrics
@@ -289,25 +288,17 @@ def flat_rows(table: MetricsTable) -> list[dict[str, Cell]]:
     return rows
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write rows as CSV: columns in the order of their first appearance, floats in full.
+def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows as CSV: columns in the order of their first appearance, floats in full.
 
-    NaN is "nan", a list "a;b", a mapping "a=1;b=2"; a column that a row lacks stays empty. The
-    file appears whole or not at all.
+    NaN is "nan", a list "a;b", a mapping "a=1;b=2"; a column that a row lacks stays empty.
     """
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with naming(path, partial):
-        try:
-            partial.write_text(text.getvalue(), encoding="utf-8", newline="\n")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    return text.getvalue()
 
 
 def _cell(value: object) -> object:

@@ -5,16 +5,19 @@ import io
 import json
 import os
 import re
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, TextIO
 
 from spg_pipe.artefacts.files import jsonable
-from spg_pipe.errors import LESS_MEMORY, SpgError, UsageError, printable, told
+from spg_pipe.errors import LESS_MEMORY, SpgError, Terminated, UsageError, printable, told
 
 Update = Callable[..., None]
 _SECONDS_A_LINE = 10
@@ -23,6 +26,8 @@ _SECONDS_A_RATE = 3600
 """A rate is the mean of this time."""
 _CLOSED_PIPE = 128 + 13
 """The exit code that a shell gives a program that SIGPIPE ended."""
+_SECONDS_TO_TIDY = 5
+"""For which further SIGTERMs after the first are taken for the same one: `timeout` sends two."""
 _NO_MEMORY = re.compile(
     "(out of|not enough|allocate) memory|could not create a (primitive|memory)|"
     "start new thread|failed to map segment"
@@ -165,7 +170,8 @@ def exit_code(main: Callable[[], Any]) -> int:
     Returns
     -------
     int
-        0 done, 1 failed with a message, 2 wrong usage, 130 interrupted, 141 nobody reads on.
+        0 done, 1 failed with a message, 2 wrong usage, 130 interrupted, 141 nobody reads on, 143
+        ended by SIGTERM.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed, as with `2>&-`
@@ -175,15 +181,17 @@ def exit_code(main: Callable[[], Any]) -> int:
             stream.reconfigure(errors="spg-plain")
     # Pillow's warnings name no file: the notes of a folder's files say the same.
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    received: list[float] = []
     try:
-        return _code_of(main)
+        with _sigterm_as_interrupt(received):
+            return _code_of(main)
     except (SpgError, OSError) as error:
         _print(f"Error: {told(error) if isinstance(error, OSError) else error}", sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         again = "Training, extracting and predicting go on where they were: give the command again."
-        _print(f"Interrupted. {again}", sys.stderr)
-        return 130
+        _print(f"{'Ended by SIGTERM' if received else 'Interrupted'}. {again}", sys.stderr)
+        return 128 + signal.SIGTERM if received else 130
     except (MemoryError, RuntimeError, ImportError) as error:
         if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
             raise
@@ -191,6 +199,30 @@ def exit_code(main: Callable[[], Any]) -> int:
         gpu = " Or use --device cpu." if "CUDA" in what else ""
         _print(f"Error: out of memory ({what}). {LESS_MEMORY}{gpu}", sys.stderr)
         return 1
+
+
+@contextmanager
+def _sigterm_as_interrupt(received: list[float]) -> Iterator[None]:
+    """Have SIGTERM end the block as Ctrl-C does; the time is added to `received`.
+
+    The block's own handlers count while they are set. In another thread than the first nothing is
+    changed: Python has signals handled in that one alone.
+    """
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if not received or now - received[-1] > _SECONDS_TO_TIDY:
+            received.append(now)
+            raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _code_of(main: Callable[[], Any]) -> int:

@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from spg_pipe.artefacts.files import write_json, write_text
-from spg_pipe.errors import SpgError, listed
+from spg_pipe.errors import SpgError, Terminated, listed
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.datasets import require_in_project
 from spg_pipe.pipeline.run import image_size
@@ -21,6 +22,8 @@ from spg_pipe.recipe.ready_made import completed, fill_recipe, project_folder
 STARTING_RECIPE = "own"
 SECTIONS = Path("artifacts/recipe")
 """Where DVC's stages find their sections: a fixed place, wherever the recipe has its artefacts."""
+_SECONDS_TO_END = 10
+"""In which DVC and its stage end after Ctrl-C, before they are told once more."""
 _IGNORED = ("artifacts/*", "!artifacts/metrics/", "predictions/", "explanations/", "dvc_plots/")
 """For .gitignore: what is made again, but for metrics, which are small."""
 
@@ -136,8 +139,31 @@ def run_dvc(folder: Path, *arguments: str, quiet: bool) -> int:
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     output = subprocess.DEVNULL if quiet else None
     command = [sys.executable, "-m", "dvc", *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, stdout=output, check=False)
-    return done.returncode
+    with subprocess.Popen(command, cwd=folder, env=environment, stdout=output) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt as stop:
+            # Ctrl-C in a terminal reaches DVC and its stage, too; SIGTERM this process alone.
+            seconds = 0 if isinstance(stop, Terminated) else _SECONDS_TO_END
+            while process.poll() is None:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(seconds)
+                    break
+                _end_stage(process.pid)
+                seconds = 1
+            raise
+
+
+def _end_stage(dvc: int) -> None:
+    """Have DVC end by itself, which lets go of its locks: its stage first, for which it waits."""
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(dvc)
+        for child in process.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                child.terminate()
+        process.send_signal(signal.SIGINT)  # as long as a stage runs DVC ignores it
 
 
 def activation() -> list[str]:

@@ -85,6 +85,8 @@ class GrowingLines:
 
     def end(self) -> None:
         """All lines are there: the earlier ones go."""
+        for stream in self._streams:
+            os.fsync(stream.fileno())  # before a record says that all is done
         self.close()
         self._waiting.unlink(missing_ok=True)
 

@@ -99,7 +99,10 @@ class ShardComputer:
             path, manifest = self._manifest.image_path(row), self._manifest
             pixels = read_image(path, exif=manifest.exif, white=manifest.white)
             image[...] = preprocess(pixels, how)
-        return rows, images, [_mask(self._manifest, how.size, row) for row in rows]
+        masks = [_mask(self._manifest, how.size, row) for row in rows]
+        for row in rows:
+            self._manifest.require_unchanged(row)
+        return rows, images, masks
 
     def _compute(self, decoded: _Decoded) -> tuple[range, Arrays]:
         rows, images, with_masks = decoded

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from spg_pipe.artefacts.files import fingerprint, require_writable, versions, write_text
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError
-from spg_pipe.metrics import write_csv
+from spg_pipe.metrics import csv_text
 from spg_pipe.pipeline.checked import checked_detector
 from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.run import RecipeRun
@@ -83,7 +83,7 @@ def audit(run: RecipeRun) -> Result:
         "protocol": "exact, maps at a quarter of the size",
     }
     content = [row._asdict() | about for row in rows]
-    write_csv(path, content)
+    write_text(path, csv_text(content))
     remove_kept(cases.values())
     run.console.say(f"Audit {run.params.name} → {path}")
     seeds = ", ".join(map(str, run.params.seeds))

@@ -14,7 +14,7 @@ import yaml
 from spg_pipe.artefacts.files import require_writable, write_text
 from spg_pipe.detector.coarse import FIGURES, known_mean
 from spg_pipe.errors import SpgError
-from spg_pipe.metrics import write_csv
+from spg_pipe.metrics import csv_text
 from spg_pipe.metrics.tables import seen_in
 from spg_pipe.pipeline.checked import checked_sae
 from spg_pipe.pipeline.checked_store import checked_store
@@ -91,7 +91,7 @@ def choose(run: RecipeRun, aux: str) -> Result:
         if any(key.startswith("sae.") for key in axes):
             rows[-1] = {**rows[-1], **describe(paths)}
     chosen = settings[best(merits)]
-    write_csv(figures_path := run.paths.choice(aux, "csv"), rows)
+    write_text(figures_path := run.paths.choice(aux, "csv"), csv_text(rows))
     write_text(recipe, _recipe(chosen.run.params, aux, figures_path))
     run.console.say(f"Chosen on {aux}: {chosen.name} → {recipe}")
     return Result(rows, plain(_table(run, aux, list(parts), rows)), recipe, chosen.values)

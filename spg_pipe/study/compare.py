@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spg_pipe.artefacts.files import require_writable
+from spg_pipe.artefacts.files import require_writable, write_text
 from spg_pipe.artefacts.record import write_record
 from spg_pipe.datasets.manifest import MaskState
 from spg_pipe.detector.evaluate import evaluate_scores
 from spg_pipe.detector.record import DetectorOrigin
 from spg_pipe.detector.scores import Scores
 from spg_pipe.errors import SpgError
-from spg_pipe.metrics import Cell, MetricsTable, write_csv
+from spg_pipe.metrics import Cell, MetricsTable, csv_text
 from spg_pipe.metrics.bootstrap import CategoryImages, Interval, intervals, pixel_histograms
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
@@ -89,7 +89,7 @@ def compare(run: RecipeRun, *, normals: int = 4) -> Result:
         run.console.say(f"{number} of {len(jobs)} done: {name}")
     by_way = [_rows(way, compared.values(), judged, costs) for way in ways]
     rows = [row for of_way in by_way for row in of_way]
-    write_csv(path, rows)
+    write_text(path, csv_text(rows))
     run.console.say(f"Comparison {run.params.name} → {path}")
     return Result(rows, "\n\n".join(plain(_table(of_way)) for of_way in by_way), path)
 

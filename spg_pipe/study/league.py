@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spg_pipe.artefacts.files import require_writable
+from spg_pipe.artefacts.files import require_writable, write_text
 from spg_pipe.decision.components import Sides
 from spg_pipe.decision.fit import fit_decision, measure
 from spg_pipe.decision.model import Decision
@@ -27,7 +27,7 @@ from spg_pipe.detector.coarse import (
 from spg_pipe.detector.make import DetectorPlan, contrast_guides
 from spg_pipe.detector.scores import Scores
 from spg_pipe.errors import SpgError
-from spg_pipe.metrics import Regions, write_csv
+from spg_pipe.metrics import Regions, csv_text
 from spg_pipe.pipeline.checked import checked_sae
 from spg_pipe.pipeline.checked_store import checked_store
 from spg_pipe.pipeline.datasets import find_dataset
@@ -106,7 +106,7 @@ def league(run: RecipeRun) -> Result:
         "protocol": "exact, maps at a quarter of the size",
         "seeds": list(run.params.seeds),
     }
-    write_csv(path, rows := standings.rows(about))
+    write_text(path, csv_text(rows := standings.rows(about)))
     run.console.say(f"League {run.params.name} → {path}")
     said = "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in about.items())
     return Result(rows, "\n\n".join(map(plain, standings.tables(f"{said}."))), path)

@@ -11,11 +11,16 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from types import FrameType
 from typing import Any
 
 from spg_pipe.errors import SpgError
@@ -28,6 +33,9 @@ _LIBRARIES = (
 """What jobs import, once for all of them where processes can be forked from a common one. None of
 this project: the common process may find another copy of it, in the working folder."""
 _OWN = ("bank.few_shot", "detector.evaluate", "detector.make", "pipeline.training", "sae.train")
+
+_SECONDS_TO_TIDY = 5
+"""For a job that is stopped to remove what is half-written."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +93,14 @@ def run_jobs(
             for job in ready[: limit - len(running)]:
                 waiting.remove(job)
                 # A pool of one for each job: its process is new, and can be stopped at any time.
-                pool = ProcessPoolExecutor(1, _context(), _prepare, (device,))
-                running[pool.submit(job.work)] = (job.name, pool)
+                with _signals_wait():  # half of a start would leave a process that nobody knows
+                    pool = ProcessPoolExecutor(1, _context(), _prepare, (device,))
+                    running[pool.submit(job.work)] = (job.name, pool)
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 name, pool = running[future]
                 try:
                     result = future.result()
-                except BrokenProcessPool as error:
+                except (BrokenProcessPool, SystemExit) as error:  # killed, or ended by SIGTERM
                     raise SpgError(
                         f"The process of {name} ended without a result. If it was killed for its "
                         "memory, run fewer side by side: OMP_NUM_THREADS=1."
@@ -101,10 +110,40 @@ def run_jobs(
                 yield name, result
     finally:
         if running:
-            for process in set(multiprocessing.active_children()) - before:
-                process.terminate()
-        for _, pool in running.values():
-            pool.shutdown()
+            pools = [pool for _, pool in running.values()]
+            _stop(pools, set(multiprocessing.active_children()) - before)
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Ctrl-C and SIGTERM count when the block has ended. Only the first thread handles signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        if came:
+            signal.raise_signal(came[0])
+
+
+def _stop(pools: Sequence[ProcessPoolExecutor], processes: Iterable[BaseProcess]) -> None:
+    """End jobs in the middle: each removes what is half-written; one that goes on is killed."""
+    for process in processes:
+        process.terminate()
+    for pool in pools:
+        pool.shutdown(wait=False)
+    end = time.monotonic() + _SECONDS_TO_TIDY
+    for process in processes:
+        process.join(max(0, end - time.monotonic()))
+        process.kill()
+    for pool in pools:
+        pool.shutdown()
 
 
 def _context() -> BaseContext:
@@ -112,6 +151,13 @@ def _context() -> BaseContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*_LIBRARIES])
+    resource_tracker.ensure_running()  # it would let signals through again
+    # Ctrl-C also reaches the common process, which would say where its imports were interrupted.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
@@ -127,10 +173,20 @@ def _prepare(device: str) -> None:
 
         torch.set_num_threads(1)
         threadpool_limits(1)  # of the libraries that are loaded: BLAS, and OpenMP elsewhere
+    signal.signal(signal.SIGTERM, _end)
+
+
+def _end(_number: int, _frame: FrameType | None) -> None:
+    """On SIGTERM, once: the job's own blocks remove what is half-written."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
+        if sys.platform != "win32":
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+            time.sleep(_SECONDS_TO_TIDY)
         os._exit(1)

@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from spg_pipe.artefacts.files import require_writable
+from spg_pipe.artefacts.files import require_writable, write_text
 from spg_pipe.detector.scores import Scores
 from spg_pipe.errors import NotThereError, SpgError
-from spg_pipe.metrics import MetricsTable, flat_rows, seeds_mean, write_csv
+from spg_pipe.metrics import MetricsTable, csv_text, flat_rows, seeds_mean
 from spg_pipe.pipeline.checked import checked_detector, checked_scores, is_there
 from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.features import stored
@@ -52,7 +52,7 @@ def sweep(run: RecipeRun, *, one_at_a_time: bool = False) -> Result:
             _need_store(setting, way.target)
             seeds = [_metrics(setting.run, way.aux, way.target, seed) for seed in params.seeds]
             rows.append({**values, **flat_rows(seeds_mean(seeds))[-1]})
-    write_csv(run.paths.sweep, rows)
+    write_text(run.paths.sweep, csv_text(rows))
     run.console.say(f"Sweep {params.name} → {run.paths.sweep}")
     return Result(rows, plain(_table(params, list(values), rows)), run.paths.sweep)
 

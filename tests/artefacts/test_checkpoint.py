@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from spg_pipe.artefacts.checkpoint import Checkpoints, checkpoint_path
+from spg_pipe.artefacts.files import _host
 
 TENSORS = {
     "codes": torch.randn(4, 7, generator=torch.Generator().manual_seed(0)),
@@ -99,7 +100,7 @@ def test_anything_else_in_its_place_is_ignored_with_a_message(
 
 
 def test_what_a_killed_writer_left_is_cleared(path: Path) -> None:
-    rest = path.with_name(f".{path.name}.999999999.tmp")
+    rest = path.with_name(f".{path.name}.{_host()}-999999999.tmp")
     rest.write_bytes(b"half a checkpoint")
     assert useless(path) == ""
     assert not rest.exists()

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spg_pipe.artefacts.files import (
+    _beside,
+    _clear_folder,
+    _host,
     fingerprint,
     fresh_folder,
     jsonable,
@@ -25,7 +32,6 @@ from spg_pipe.artefacts.files import (
     write_text,
 )
 from spg_pipe.errors import SpgError
-from spg_pipe.metrics import write_csv
 from spg_pipe.recipe.paths import with_suffix_hash
 
 JSON = st.recursive(
@@ -68,10 +74,9 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(
 def test_what_cannot_be_written_is_named_by_its_own_name(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("")
     path = Path(place.format(tmp_path))
-    for write in (write_json, lambda path, rows: write_csv(path, [rows])):
-        with pytest.raises(OSError, match=r"\[Errno") as error:
-            write(path, {"a": 1})
-        assert error.value.filename in (str(path), str(path.parent))
+    with pytest.raises(OSError, match=r"\[Errno") as error:
+        write_json(path, {"a": 1})
+    assert error.value.filename in (str(path), str(path.parent))
     assert names(tmp_path) == ["file"]
 
 
@@ -120,7 +125,7 @@ def test_text_ends_with_one_newline(tmp_path: Path) -> None:
 
 def test_a_fresh_folder_replaces_the_old_one_as_a_whole(place: Path) -> None:
     for rest in ("tmp", "old"):  # a killed writer's, of the highest number: no process has it
-        (place.parent / f".run.4194303.{rest}").mkdir()
+        (place.parent / f".run.{_host()}-4194303.{rest}").mkdir()
     with fresh_folder(place) as folder:
         (folder / "two").write_text("2")
         assert names(place) == ["one"]
@@ -236,7 +241,7 @@ def test_a_hash_goes_before_the_extension() -> None:
 
 
 def test_an_artefact_that_was_moved_aside_comes_back(place: Path) -> None:
-    place.rename(place.with_name(".run.4194303.old"))
+    place.rename(place.with_name(f".run.{_host()}-4194303.old"))
     with pytest.raises(ZeroDivisionError), fresh_folder(place):
         raise ZeroDivisionError
     assert names(place) == ["one"]
@@ -245,7 +250,97 @@ def test_an_artefact_that_was_moved_aside_comes_back(place: Path) -> None:
 def test_a_link_under_the_temporary_name_is_not_written_through(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(b"mine")
-    (tmp_path / f".new.{os.getpid()}.tmp").symlink_to(victim)
+    _beside(tmp_path / "new", "tmp").symlink_to(victim)
     write_bytes(tmp_path / "new", b"content")
     assert (tmp_path / "new").read_bytes() == b"content"
     assert victim.read_bytes() == b"mine"
+
+
+DAYS = 86_400
+LEFT = {
+    # writer, days since its last change → whether it is left over
+    (f"{_host()}-4194303", 0): True,  # the highest number: no process has it
+    (f"{_host()}-1", 0): False,
+    (f"{_host()}-1", 3): True,  # the number of a process that began later
+    ("0a1b2c3d-4194303", 0): False,  # another machine's, which may be at work
+    ("0a1b2c3d-4194303", -3): False,  # its clock is ahead, or ours was set back
+    ("0a1b2c3d-4194303", 3): True,
+    ("4194303", 3): False,  # somebody else's name
+}
+
+
+@pytest.mark.parametrize(("writer", "days"), LEFT)
+def test_what_dead_writers_left_is_removed_and_what_others_may_be_writing_is_not(
+    place: Path, monkeypatch: pytest.MonkeyPatch, writer: str, days: int
+) -> None:
+    folder, file = place.with_name(f".run.{writer}.tmp"), place.with_name(f".a.b.{writer}.tmp")
+    folder.mkdir()
+    file.write_text("half")
+    true = time.time
+    monkeypatch.setattr(time, "time", lambda: true() + days * DAYS)
+    _clear_folder.cache_clear()
+    with fresh_folder(place) as made:
+        write_text(made / "two", "2")
+    write_text(place.parent / "c", "whole")
+    assert (folder.exists(), file.exists()) == (not LEFT[writer, days],) * 2
+
+
+def test_no_two_machines_and_no_two_processes_write_under_one_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = set()
+    for machine in ("line-1", "line-2"):
+        monkeypatch.setattr("platform.node", lambda machine=machine: machine)
+        for number in (7, 8):
+            monkeypatch.setattr(os, "getpid", lambda number=number: number)
+            _host.cache_clear()
+            found.add(_beside(tmp_path / "a", "tmp"))
+    monkeypatch.undo()
+    _host.cache_clear()
+    assert len(found) == 4
+
+
+def test_every_file_of_a_folder_is_durable_before_it_gets_its_name(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, true = [], os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_ino)
+        true(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with fresh_folder(place) as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "two").write_text("2")
+    expected = [place / "deep" / "two", place / "deep", place, place.parent]
+    assert {path.stat().st_ino for path in expected} <= set(synced)
+
+
+def test_what_a_process_left_that_ended_and_is_still_listed_is_removed(place: Path) -> None:
+    """As of a container whose first process asks after nobody."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+    rest = place.with_name(f".run.{_host()}-{ended.pid}.tmp")
+    rest.mkdir()
+    with fresh_folder(place):
+        pass
+    assert not rest.exists()
+    assert ended.wait() == 0
+
+
+def test_a_folder_that_another_process_puts_in_place_meanwhile_is_replaced(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true, others = Path.rename, iter(range(2))
+
+    def rename(self: Path, target: Path) -> Path:
+        done = true(self, target)
+        if target.name.endswith(".old") and next(others, None) is not None:
+            shutil.copytree(target, self)  # the other process's, moved there now
+        return done
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with fresh_folder(place) as folder:
+        (folder / "two").write_text("2")
+    assert (names(place), names(place.parent)) == (["two"], ["run"])

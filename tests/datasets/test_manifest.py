@@ -227,3 +227,24 @@ def test_loading_says_what_is_wrong_with_a_file(manifest, tmp_path):
 
 def test_mask_states_are_the_numbers_of_the_store():
     assert [int(s) for s in (MaskState.EMPTY, MaskState.GIVEN, MaskState.MISSING)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "says"),
+    [
+        ("path", "../x.png", r"\.\./x\.png is outside the dataset's folder"),
+        ("path", "/etc/passwd", "/etc/passwd is outside"),
+        ("mask", "a/../../m.png", "is outside"),
+        ("path", "", "an image has no path"),
+        ("label", 7, "label is not one of 0, 1, 255"),
+        ("mask_state", 9, "mask_state is not one of 0, 1, 2"),
+        ("height", -5, "an image has no pixels"),
+    ],
+)
+def test_a_strangers_row_that_no_prepare_writes_is_refused(manifest, tmp_path, column, value, says):
+    """A stranger can give any rows their SHA-256 and the manifest its fingerprint."""
+    table = manifest.table.copy()
+    table.loc[0, column] = value
+    replace(manifest, table=table).save(tmp_path / "m.parquet")
+    with pytest.raises(SpgError, match=says):
+        Manifest.load(tmp_path / "m.parquet", manifest.root)

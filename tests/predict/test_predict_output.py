@@ -10,6 +10,7 @@ from PIL import Image
 from predict.conftest import rows_in
 from tiny import TinyBackbone, files, photograph
 
+from spg_pipe.artefacts.files import _beside
 from spg_pipe.errors import SpgError
 from spg_pipe.predict.finish import picture_path
 
@@ -137,8 +138,8 @@ def test_a_link_under_a_temporary_name_is_not_written_through(tmp_path, images, 
     run(images, out)
     victim = tmp_path / "victim"
     victim.write_text("mine")
-    for end in (f"{os.getpid()}.tmp", "new"):
-        (out / f".{name}.{end}").symlink_to(victim)
+    for link in (_beside(out / name, "tmp"), out / f".{name}.new"):
+        link.symlink_to(victim)
     assert len(run(images, out)) == 2
     assert victim.read_text() == "mine"
 

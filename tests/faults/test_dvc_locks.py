@@ -43,6 +43,7 @@ def test_a_lock_of_a_process_that_has_ended_needs_nobody(repository: Path) -> No
 @pytest.mark.parametrize(
     ("process", "says"),
     [(os.getpid(), "busy, it is being blocked by"), (None, "Unable to read RWLock-file")],
+    ids=["foreign", "empty"],
 )
 def test_the_documented_cure_mends_a_foreign_and_an_empty_lock(
     repository: Path, process: int | None, says: str

@@ -121,7 +121,7 @@ def test_workers_of_other_versions_are_refused(workers, monkeypatch):
 
 
 def test_no_scheduler_is_one_message(monkeypatch):
-    monkeypatch.setattr(cluster, "_SECONDS", 0.2)
+    monkeypatch.setattr(cluster, "_SECONDS_TO_CONNECT", 0.2)
     for address in ("tcp://127.0.0.1:9", "nonsense"):
         with (
             pytest.raises(SpgError, match=rf"No Dask scheduler answers at {address}.*local:4"),

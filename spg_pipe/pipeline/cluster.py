@@ -40,7 +40,7 @@ _TRIES = 10
 _SECONDS_A_LOOK = 5
 """After which the workers are counted again."""
 _SECONDS = 300
-"""Until a cluster without workers is given up: on a busy machine a worker takes a minute to start."""
+"""Until a cluster without workers is given up: a busy machine takes a minute to start one."""
 _SECONDS_TO_CONNECT = 30
 
 

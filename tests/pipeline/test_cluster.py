@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from distributed.core import Status
 from tiny import files
 
 from pipeline.units import DiesOnce, Squares, TinyShards
@@ -108,6 +109,15 @@ def test_a_unit_that_kills_every_worker_is_one_message(workers, monkeypatch):
         pytest.raises(SpgError, match=r"died with the same unit of work, number 0: .*memory"),
     ):
         list(results([66]))
+
+
+def test_local_workers_that_died_while_they_started_are_started_again():
+    status = {0: Status.failed, 1: Status.running, 2: Status.closed, 3: Status.starting}
+    nannies = {name: SimpleNamespace(status=each) for name, each in status.items()}
+    asked: list[int] = []
+    started: Any = SimpleNamespace(workers=nannies, scale=asked.append)
+    cluster._revive(started, 4)
+    assert (list(nannies), asked) == ([1, 3], [4])
 
 
 def test_workers_of_other_versions_are_refused(workers, monkeypatch):

@@ -103,7 +103,7 @@ class Workers:
 
     def __init__(self, client: Client, where: str, revive: Callable[[], None]) -> None:
         self._client, self._where, self._revive = client, where, revive
-        self._threads, self._counted = 0, -math.inf
+        self._threads, self._counted, self._submitted = 0, -math.inf, count()
 
     @contextmanager
     def serving(self, job: Job[U, R]) -> Iterator[Callable[[Iterable[U]], Iterator[tuple[U, R]]]]:
@@ -132,7 +132,7 @@ class Workers:
         while True:
             free = self._room() - len(running)
             for number, unit in islice(numbered, max(free, 0 if running else 1)):
-                running[self._submit(name, number, unit, 0)] = number, unit
+                running[self._submit(name, unit)] = number, unit
             if not running:
                 return
             for future in self._ended(running):
@@ -147,7 +147,7 @@ class Workers:
                         f"Worker after worker of {self._where} died with the same unit of work, "
                         f"number {number}: perhaps they lack memory. Use fewer or larger workers."
                     )
-                running[self._submit(name, number, unit, tries[number])] = number, unit
+                running[self._submit(name, unit)] = number, unit
 
     def _room(self) -> int:
         """How many units may be submitted at once; workers come and go."""
@@ -156,8 +156,9 @@ class Workers:
             self._threads, self._counted = sum(self._client.nthreads().values()), now
         return _AHEAD * self._threads
 
-    def _submit(self, name: str, number: int, unit: object, tried: int) -> Future:
-        key = f"{name}-{number}-{tried}"
+    def _submit(self, name: str, unit: object) -> Future:
+        # Of each submission its own: of an equal key Dask would give the earlier result.
+        key = f"{name}-{next(self._submitted)}"
         return self._client.submit(_unit, name, unit, key=key, pure=False)
 
     def _ended(self, running: Mapping[Future, object]) -> list[Future]:
@@ -218,7 +219,7 @@ def opened(cluster: str) -> Iterator[Workers]:
             n_workers=0,
             threads_per_worker=1,
             memory_limit=0,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             local_directory=scratch,
             silence_logs=logging.CRITICAL,
         ) as started,

@@ -84,6 +84,8 @@ def test_units_are_submitted_as_room_is_for_them(workers):
             yield number
 
     with workers.serving(Squares()) as results:
+        first = list(results([99]))  # Dask may still hold its result
+        assert [(unit, square) for unit, (square, _) in first] == [(99, 99**2)]
         answers = {}
         for unit, (square, process) in results(numbers()):
             assert len(taken) - len(answers) <= 4 + 1  # two a worker, and the one that came back

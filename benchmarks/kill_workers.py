@@ -1,7 +1,7 @@
 """Workers killed at random moments, of a cluster and of arrays of plain processes: is every store,
 are all scores and metrics the same to the byte as those of one process?
 
-    python -m benchmarks.kill_workers --times 20
+    python -m benchmarks.kill_workers --times 20 [--way cluster|array]
 
 Random pictures go through extract, score and evaluate once, in one process. Then again and again:
 `--cluster local:2` with a worker killed by SIGKILL at random moments, or two plain processes
@@ -88,13 +88,16 @@ def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
         return []
 
 
-def cluster(folder: Path, generator: random.Random, kills: int) -> int:
-    """Run the stages on two workers, of which some are killed; how many were."""
+def cluster(folder: Path, generator: random.Random, kills: int, seconds: float) -> int:
+    """Run the stages on two workers, of which some are killed; how many were.
+
+    `seconds`: about so long a command takes on this machine, as busy as it is.
+    """
     done = 0
-    for words in (("extract",), ("score",), ("evaluate",)):
+    for words in (("extract", "--split", "many"), ("score",), ("evaluate",)):
         process = command(folder, *words, "--cluster", "local:2")
         while process.poll() is None:
-            time.sleep(generator.uniform(0.5, 6))
+            time.sleep(generator.uniform(0.1, 1) * seconds)
             workers = workers_of(process) if done < kills else []
             if workers:
                 victim = generator.choice(workers)
@@ -106,13 +109,12 @@ def cluster(folder: Path, generator: random.Random, kills: int) -> int:
     return done
 
 
-def array(folder: Path, generator: random.Random, kills: int) -> int:
+def array(folder: Path, generator: random.Random, kills: int, seconds: float) -> int:
     """Run the shards by two plain processes over all of them, killed and given again."""
-    must(folder, "extract", "--split", "few")
     words, done = ("extract", "--split", "many", "--shards", "0:5"), 0
     running = [command(folder, *words) for _ in range(2)]
     while running:
-        time.sleep(generator.uniform(0.5, 8))
+        time.sleep(generator.uniform(0.1, 1) * seconds)
         for process in list(running):
             if process.poll() is None and done < kills and generator.random() < 0.5:
                 process.send_signal(signal.SIGKILL)
@@ -137,26 +139,30 @@ def again(whole: Path, folder: Path) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).symlink_to(whole / name)
     shutil.copy(whole / "params.yaml", folder)
-    for kind in ("manifests", "sae", "detectors"):
+    (few,) = (whole / "artifacts" / "features").glob("few-*.zarr")
+    for kind in ("manifests", "sae", "detectors", f"features/{few.name}"):
         shutil.copytree(whole / "artifacts" / kind, folder / "artifacts" / kind)
 
 
-def run(times: int, seed: int, place: Path) -> int:
+def run(times: int, seed: int, ways: list[str], place: Path) -> int:
     """Print a line a run; the number of runs whose artefacts differ."""
     generator = random.Random(seed)  # noqa: S311 - moments, not secrets
     whole = place / "whole"
     write_pictures(whole / "few", 12)
     write_pictures(whole / "many", IMAGES)
     (whole / "params.yaml").write_text(json.dumps(RECIPE))
+    seconds = 0.0
     for stage in ("prepare", "extract", "train-sae", "train-guides", "score", "evaluate"):
+        begun = time.monotonic()
         must(whole, stage)
+        seconds = max(seconds, time.monotonic() - begun)
     expected, wrong, kills, number = made(whole), 0, 0, 0
     while kills < times:
-        way = (cluster, array)[number % 2]
+        way = {"cluster": cluster, "array": array}[ways[number % len(ways)]]
         folder = place / f"{number}"
         again(whole, folder)
         begun = time.monotonic()
-        count = way(folder, generator, min(4, times - kills))
+        count = way(folder, generator, min(10, times - kills), seconds)
         found = made(folder)
         differ = [kind for kind in expected if found[kind] != expected[kind]]
         kills, wrong, number = kills + count, wrong + bool(differ), number + 1
@@ -175,9 +181,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--way", choices=("cluster", "array"), help="One of them alone.")
     options = parser.parse_args()
+    ways = [options.way] if options.way else ["cluster", "array"]
     with tempfile.TemporaryDirectory() as folder:
-        raise SystemExit(min(run(options.times, options.seed, Path(folder)), 1))
+        raise SystemExit(min(run(options.times, options.seed, ways, Path(folder)), 1))
 
 
 if __name__ == "__main__":

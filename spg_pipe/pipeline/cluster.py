@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import count, islice
 from threading import Lock
 from typing import Any, Generic, Protocol, TypeVar
@@ -18,6 +19,7 @@ import dask
 import torch
 from distributed import Client, Future, LocalCluster, WorkerPlugin, get_worker, wait
 from distributed.comm import CommClosedError
+from distributed.core import Status
 from distributed.scheduler import KilledWorker
 from threadpoolctl import threadpool_limits
 
@@ -35,8 +37,11 @@ _AHEAD = 2
 """Units a thread of the cluster that are submitted at once: one that runs and one that waits."""
 _TRIES = 10
 """Of a unit whose workers die. Dask itself tries a unit on four workers before it gives up."""
-_SECONDS = 60
-"""Without an answer, until a cluster without workers is given up; and to connect to one."""
+_SECONDS_A_LOOK = 5
+"""After which the workers are counted again."""
+_SECONDS = 300
+"""Until a cluster without workers is given up: a busy machine takes a minute to start one."""
+_SECONDS_TO_CONNECT = 30
 
 
 class Job(Protocol[U_contra, R_co]):
@@ -96,9 +101,9 @@ def _unit(name: str, unit: object) -> object:
 class Workers:
     """The workers of a cluster."""
 
-    def __init__(self, client: Client, where: str) -> None:
-        self._client, self._where = client, where
-        self._threads, self._counted = 0, -math.inf
+    def __init__(self, client: Client, where: str, revive: Callable[[], None]) -> None:
+        self._client, self._where, self._revive = client, where, revive
+        self._threads, self._counted, self._submitted = 0, -math.inf, count()
 
     @contextmanager
     def serving(self, job: Job[U, R]) -> Iterator[Callable[[Iterable[U]], Iterator[tuple[U, R]]]]:
@@ -127,7 +132,7 @@ class Workers:
         while True:
             free = self._room() - len(running)
             for number, unit in islice(numbered, max(free, 0 if running else 1)):
-                running[self._submit(name, number, unit, 0)] = number, unit
+                running[self._submit(name, unit)] = number, unit
             if not running:
                 return
             for future in self._ended(running):
@@ -142,27 +147,34 @@ class Workers:
                         f"Worker after worker of {self._where} died with the same unit of work, "
                         f"number {number}: perhaps they lack memory. Use fewer or larger workers."
                     )
-                running[self._submit(name, number, unit, tries[number])] = number, unit
+                running[self._submit(name, unit)] = number, unit
 
     def _room(self) -> int:
         """How many units may be submitted at once; workers come and go."""
         if (now := time.monotonic()) - self._counted > 1:  # asking takes milliseconds
+            self._revive()
             self._threads, self._counted = sum(self._client.nthreads().values()), now
         return _AHEAD * self._threads
 
-    def _submit(self, name: str, number: int, unit: object, tried: int) -> Future:
-        key = f"{name}-{number}-{tried}"
+    def _submit(self, name: str, unit: object) -> Future:
+        # Of each submission its own: of an equal key Dask would give the earlier result.
+        key = f"{name}-{next(self._submitted)}"
         return self._client.submit(_unit, name, unit, key=key, pure=False)
 
     def _ended(self, running: Mapping[Future, object]) -> list[Future]:
         """The futures that are done, at least one."""
+        seen = time.monotonic()
         while True:
             try:
-                wait(list(running), timeout=_SECONDS, return_when="FIRST_COMPLETED")
+                wait(list(running), timeout=_SECONDS_A_LOOK, return_when="FIRST_COMPLETED")
             except TimeoutError:
-                if self._client.status == "running" and self._client.nthreads():
-                    continue
-                raise self._lost() from None
+                if self._client.status != "running":
+                    raise self._lost() from None
+                if self._room():
+                    seen = time.monotonic()
+                elif time.monotonic() - seen > _SECONDS:
+                    raise self._lost() from None
+                continue
             return [future for future in running if future.done()]
 
     def _result(self, future: Future) -> Any:
@@ -192,30 +204,55 @@ def opened(cluster: str) -> Iterator[Workers]:
     """
     if (number := local_workers(cluster)) is None:
         with _connected(cluster, cluster) as client:
-            yield Workers(client, cluster)
+            yield Workers(client, cluster, lambda: None)
         return
     # The workers' number of threads is the client's, as `_Opened.unit` sets it.
-    settings: dict[str, object] = {"distributed.nanny.pre-spawn-environ": {}}
+    settings: dict[str, object] = {
+        "distributed.nanny.pre-spawn-environ": {},
+        "distributed.deploy.lost-worker-timeout": "60s",
+    }
     with (
         tempfile.TemporaryDirectory() as scratch,
         dask.config.set(settings),
+        _quiet("asyncio", "tornado.application"),
         LocalCluster(
-            n_workers=number,
+            n_workers=0,
             threads_per_worker=1,
             memory_limit=0,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             local_directory=scratch,
             silence_logs=logging.CRITICAL,
         ) as started,
         _connected(started, counted(number, "local worker")) as client,
     ):
-        yield Workers(client, cluster)
+        yield Workers(client, cluster, partial(_revive, started, number))
+
+
+def _revive(cluster: LocalCluster, number: int) -> None:
+    """Start processes until there are so many: Dask gives up those that died while they started."""
+    for name, nanny in dict(cluster.workers).items():
+        if nanny.status in (Status.failed, Status.closed):
+            cluster.workers.pop(name, None)
+    cluster.scale(number)
+
+
+@contextmanager
+def _quiet(*loggers: str) -> Iterator[None]:
+    """Keep tracebacks of workers that die, which are no news, off the terminal."""
+    levels = {name: logging.getLogger(name).level for name in loggers}
+    try:
+        for name in loggers:
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 @contextmanager
 def _connected(address: object, where: str) -> Iterator[Client]:
     try:
-        client = Client(address, timeout=_SECONDS)
+        client = Client(address, timeout=_SECONDS_TO_CONNECT)
     except (OSError, ValueError) as error:
         raise SpgError(
             f"No Dask scheduler answers at {where} ({error}). Check --cluster: local, local:4 or "

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from distributed.core import Status
 from tiny import files
 
 from pipeline.units import DiesOnce, Squares, TinyShards
@@ -83,6 +84,8 @@ def test_units_are_submitted_as_room_is_for_them(workers):
             yield number
 
     with workers.serving(Squares()) as results:
+        first = list(results([99]))  # Dask may still hold its result
+        assert [(unit, square) for unit, (square, _) in first] == [(99, 99**2)]
         answers = {}
         for unit, (square, process) in results(numbers()):
             assert len(taken) - len(answers) <= 4 + 1  # two a worker, and the one that came back
@@ -110,6 +113,15 @@ def test_a_unit_that_kills_every_worker_is_one_message(workers, monkeypatch):
         list(results([66]))
 
 
+def test_local_workers_that_died_while_they_started_are_started_again():
+    status = {0: Status.failed, 1: Status.running, 2: Status.closed, 3: Status.starting}
+    nannies = {name: SimpleNamespace(status=each) for name, each in status.items()}
+    asked: list[int] = []
+    started: Any = SimpleNamespace(workers=nannies, scale=asked.append)
+    cluster._revive(started, 4)
+    assert (list(nannies), asked) == ([1, 3], [4])
+
+
 def test_workers_of_other_versions_are_refused(workers, monkeypatch):
     true = artefacts.versions()
     monkeypatch.setattr(cluster, "versions", lambda: true | {"torch": "1.0"})
@@ -121,7 +133,7 @@ def test_workers_of_other_versions_are_refused(workers, monkeypatch):
 
 
 def test_no_scheduler_is_one_message(monkeypatch):
-    monkeypatch.setattr(cluster, "_SECONDS", 0.2)
+    monkeypatch.setattr(cluster, "_SECONDS_TO_CONNECT", 0.2)
     for address in ("tcp://127.0.0.1:9", "nonsense"):
         with (
             pytest.raises(SpgError, match=rf"No Dask scheduler answers at {address}.*local:4"),

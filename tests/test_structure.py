@@ -104,8 +104,8 @@ def test_files_stay_small() -> None:
 
 
 def test_the_package_grows_no_more() -> None:
-    assert sum(len(lines_of(path)) for path in MODULES) <= 40_420
-    assert sum(len(lines_of(path)) for path in SOURCES if path.is_relative_to(TESTS)) <= 32_900
+    assert sum(len(lines_of(path)) for path in MODULES) <= 40_460
+    assert sum(len(lines_of(path)) for path in SOURCES if path.is_relative_to(TESTS)) <= 33_000
 
 
 def test_functions_fit_a_screen() -> None:

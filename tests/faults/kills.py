@@ -126,7 +126,6 @@ def kill_often(
         remove_outputs(folder, stage)  # of some stages DVC leaves them, and then little is done
         dvc(folder, hook, extra | {"SPG_COUNTS": told}, "--force", "--single-item", stage)
         killed = "killed" in (told.read_text() if told.exists() else "")
-        # Or DVC would take the result from there, and run nothing.
         shutil.rmtree(folder / ".dvc" / "cache" / "runs", ignore_errors=True)
         began = time.monotonic()
         ended = dvc(folder, hook, {})
@@ -146,12 +145,15 @@ def kill_often(
 
 
 def remove_outputs(folder: Path, stage: str) -> None:
+    """Also from DVC's cache, from which DVC would take them instead of running the stage."""
     for made in yaml.safe_load((folder / "dvc.lock").read_text())["stages"][stage]["outs"]:
-        path = folder / made["path"]
+        path, digest = folder / made["path"], made["md5"]
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+        cached = folder / ".dvc" / "cache" / "files" / "md5" / digest[:2] / digest[2:]
+        cached.unlink(missing_ok=True)
 
 
 def dvc(

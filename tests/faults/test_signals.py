@@ -52,7 +52,6 @@ import sys, time
 from pathlib import Path
 from spg_pipe.artefacts import files
 from spg_pipe.cli.main import main
-true = files._sync_all
 
 def waiting(folder):
     print("begun", flush=True)

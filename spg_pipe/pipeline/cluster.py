@@ -252,11 +252,12 @@ def _quiet(*loggers: str) -> Iterator[None]:
 @contextmanager
 def _connected(address: object, where: str) -> Iterator[Client]:
     try:
-        client = Client(address, timeout=_SECONDS_TO_CONNECT)
+        # Not the default: whoever computes a Dask array later means no cluster that has ended.
+        client = Client(address, timeout=_SECONDS_TO_CONNECT, set_as_default=False)
     except (OSError, ValueError) as error:
         raise SpgError(
             f"No Dask scheduler answers at {where} ({error}). Check --cluster: local, local:4 or "
             "an address as `dask scheduler` prints it, tcp://host:8786."
         ) from error
-    with client:
+    with client, client.as_current():
         yield client

@@ -91,7 +91,8 @@ def complete(root: Path, spec: StoreSpec) -> None:
 
 def clear_parts(root: Path) -> None:
     """Remove the records of shards from a finished store."""
-    shutil.rmtree(root / PARTS, ignore_errors=True)
+    if (root / PARTS).exists():
+        shutil.rmtree(root / PARTS)
 
 
 def change_attributes(root: Path, changes: Mapping[str, object]) -> None:

@@ -1,6 +1,8 @@
 """A store's folder, on this machine or behind a URL."""
 
-from collections.abc import Iterator, Mapping
+import asyncio
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,13 @@ from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from spg_pipe.artefacts.reading import MOST_BYTES, damaged, read_file, read_json, unreadable
 from spg_pipe.errors import SpgError
+from spg_pipe.store.cache import CachedFiles, CacheFolder
 from spg_pipe.store.format import COMMAND, SHARD_INDEX
 from spg_pipe.store.shards import ShardEntry, crc32c
+
+
+REMOTE_REQUESTS = 8
+"""Requests under way at once: their waiting overlaps."""
 
 
 class StoreFiles:
@@ -29,10 +36,12 @@ class StoreFiles:
     ------
     SpgError
         By all methods too, with the address and the cause, where a file may be there but cannot be
-        read: no permission, no connection, no file handles.
+        read: no permission, no connection, no file handles. At once for an address that holds a
+        password.
     """
 
     def __init__(self, place: Path | str) -> None:
+        _refuse_secrets(str(place))
         self.local: Path | None = None
         self.place = place
         with self._access():
@@ -41,6 +50,8 @@ class StoreFiles:
         self.local = plain if isinstance(self._fs, LocalFileSystem) else None
         """The folder, or None for a store elsewhere."""
         self.place = self.local if self.local is not None else str(place)
+        # Only file systems of fsspec that are made for it may be asked by several threads.
+        self.threads = REMOTE_REQUESTS if getattr(self._fs, "async_impl", False) else 1
 
     @contextmanager
     def _access(self, name: str = "") -> Iterator[None]:
@@ -68,6 +79,29 @@ class StoreFiles:
                 return read_file(self.local / name, most)
             return bytes(self._fs.cat_file(f"{self._root}/{name}"))
 
+    def part(self, entry: ShardEntry, start: int, end: int) -> bytes:
+        """A data file's bytes from one position to another.
+
+        Raises DamagedError where the file is missing or cut off, SpgError as all methods.
+        """
+        place = f"{self.place}/{entry.name}"
+        try:
+            with self._access(entry.name):
+                name = f"{self._root}/{entry.name}"
+                content = bytes(self._fs.cat_file(name, start=start, end=end))
+        except FileNotFoundError as error:
+            raise damaged(place, "store", "the file is missing", COMMAND) from error
+        _require_length(place, len(content), end - start, entry.bytes)
+        return content
+
+    def cached(self, fingerprint: str, entries: Sequence[ShardEntry]) -> CachedFiles | None:
+        """The cache of these data files; None of a local store, and where none is asked for."""
+        where = CacheFolder.asked_for() if self.local is None else None
+        if where is None:
+            return None
+        place, read = str(self.place), self.part
+        return CachedFiles(where, place, fingerprint, entries, read, self.threads)
+
     def size(self, name: str) -> int | None:
         """A file's size in bytes, None where there is no such file."""
         try:
@@ -92,14 +126,20 @@ class StoreFiles:
             return {}
         return content if isinstance(content, dict) else {}
 
-    def group(self, entries: Mapping[str, ShardEntry]) -> Any:
-        """The store as a Zarr group, for reading; `entries` are its data files by their names."""
+    def group(self, fingerprint: str, entries: Sequence[ShardEntry]) -> Any:
+        """The store as a Zarr group, for reading; `entries` are its data files."""
         inner: Any = (
             LocalStore(self.local, read_only=True)
             if self.local is not None
             else FsspecStore.from_url(str(self.place), read_only=True)
         )
-        return zarr.open_group(_WholeFiles(inner, str(self.place), entries), mode="r")
+        whole = _WholeFiles(
+            inner,
+            str(self.place),
+            {entry.name: entry for entry in entries},
+            self.cached(fingerprint, entries),
+        )
+        return zarr.open_group(whole, mode="r")
 
 
 class _WholeFiles(WrapperStore[Any]):
@@ -112,19 +152,28 @@ class _WholeFiles(WrapperStore[Any]):
     large: those are, image by image, by whoever reads them.
     """
 
-    def __init__(self, store: Any, place: str, entries: Mapping[str, ShardEntry]) -> None:
+    def __init__(
+        self,
+        store: Any,
+        place: str,
+        entries: Mapping[str, ShardEntry],
+        cached: CachedFiles | None,
+    ) -> None:
         super().__init__(store)
-        self._place, self._entries = place, entries
+        self._place, self._entries, self._cached = place, entries, cached
         self._intact: set[str] = set()
 
     def _with_store(self, store: Any) -> "_WholeFiles":
-        return type(self)(store, self._place, self._entries)
+        return type(self)(store, self._place, self._entries, self._cached)
 
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
         """See Zarr's `Store`; raises SpgError."""
         entry = self._entries.get(key)
         if entry is not None and key not in self._intact and not key.startswith("tokens_"):
             whole = await self._answer(key, prototype, None)
+            if crc32c(whole.to_bytes()) != entry.crc32c and self._cached is not None:
+                self._cached.drop(entry)  # a bit of a kept file may have changed
+                whole = await self._answer(key, prototype, None)
             if crc32c(whole.to_bytes()) != entry.crc32c:
                 fault = "its bytes do not give the recorded crc32c"
                 raise damaged(f"{self._place}/{key}", "store", fault, COMMAND)
@@ -135,31 +184,58 @@ class _WholeFiles(WrapperStore[Any]):
 
     async def _answer(self, key: str, prototype: Any, byte_range: Any) -> Any:
         """What is there, of the size that was asked for."""
-        place = f"{self._place}/{key}"
+        place, entry = f"{self._place}/{key}", self._entries.get(key)
+        if entry is not None and self._cached is not None and self._cached.keeps(entry):
+            start, end = _span(byte_range, entry.bytes)
+            kept = await asyncio.to_thread(self._cached.read, entry, start, end)
+            return prototype.buffer.from_bytes(kept)
         try:
             value = await self._store.get(key, prototype, byte_range)
         except Exception as error:
             raise unreadable(place, error) from error
-        entry = self._entries.get(key)
         if entry is None:  # metadata
             return value
         if value is None:
             raise damaged(place, "store", "the file is missing", COMMAND)
-        asked = size = entry.bytes
-        if isinstance(byte_range, RangeByteRequest):
-            asked = byte_range.end - byte_range.start
-        elif isinstance(byte_range, SuffixByteRequest):
-            asked = byte_range.suffix
-        if len(value) == asked:
-            return value
-        if len(value) == size:
-            raise SpgError(
-                f"{place}: the server sent the whole file where {asked:,} bytes were asked for. "
-                "Use a web server that knows Range requests (nginx, Caddy, S3), or copy the store "
-                "to this machine."
-            )
-        fault = f"{len(value):,} bytes came, expected {asked:,}"
-        raise damaged(place, "store", fault, COMMAND)
+        start, end = _span(byte_range, entry.bytes)
+        _require_length(place, len(value), end - start, entry.bytes)
+        return value
+
+
+def _span(byte_range: Any, size: int) -> tuple[int, int]:
+    """Which bytes of a file of this size are asked for: the first and the one after the last."""
+    if isinstance(byte_range, RangeByteRequest):
+        return byte_range.start, byte_range.end
+    if isinstance(byte_range, SuffixByteRequest):
+        return size - byte_range.suffix, size
+    return 0, size
+
+
+def _require_length(place: str, found: int, asked: int, size: int) -> None:
+    """Refuse an answer that is longer or shorter than what was asked of a file of this size."""
+    if found == asked:
+        return
+    if found == size:
+        raise SpgError(
+            f"{place}: the server sent the whole file where {asked:,} bytes were asked for. "
+            "Use a web server that knows Range requests (nginx, Caddy, S3), or copy the store "
+            "to this machine."
+        )
+    raise damaged(place, "store", f"{found:,} bytes came, expected {asked:,}", COMMAND)
+
+
+def _refuse_secrets(place: str) -> None:
+    """Refuse, with an `SpgError`, an address with a password or a signed query: it would stand in
+    messages, artefacts and the shell's history."""
+    hidden = re.sub(r"(://[^/?#]*):[^/?#]*@", r"\1:…@", place)
+    if "://" in place:
+        hidden = re.sub(r"\?.*", "?…", hidden, flags=re.DOTALL)
+    if hidden != place:
+        raise SpgError(
+            f"{hidden} holds a password or a query. Name the store without, and leave credentials "
+            "to its file system: environment variables such as AWS_ACCESS_KEY_ID, its own files, "
+            "or fsspec's (docs/scale.md, “Remote stores”)."
+        )
 
 
 def read_attributes(root: Path) -> Mapping[str, Any] | None:

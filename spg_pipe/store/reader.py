@@ -33,7 +33,14 @@ from spg_pipe.store.shards import ShardEntry, data_files, parse_entries
 
 if TYPE_CHECKING:
     import pandas as pd
-from spg_pipe.store.tokens import Checksums, PlainTokens, RawTokens, TokenArray, Unchanged
+from spg_pipe.store.tokens import (
+    Checksums,
+    PlainTokens,
+    RawTokens,
+    RemoteTokens,
+    TokenArray,
+    Unchanged,
+)
 
 
 class FeatureStore:
@@ -72,8 +79,7 @@ class FeatureStore:
         if faults:
             more = f" (and {len(faults) - 1} more: `spg-pipe verify`)" if len(faults) > 1 else ""
             raise SpgError(f"{self.path}: {faults[0]}{more}; make it again with {REMAKE}.")
-        uncompressed = self.spec.compressor == "none" and self.files.local is not None
-        self.raw = uncompressed and not plain
+        self.raw = self.spec.compressor == "none" and not plain
         """Whether tokens are read at their offsets, not through zarr-python."""
         self._arrays: dict[str, np.ndarray] = {}
         self._token_arrays: dict[str, TokenArray] = {}
@@ -205,7 +211,7 @@ class FeatureStore:
     def group(self) -> Any:
         """The store as a Zarr group, for reading."""
         with self.reading("zarr.json"):
-            group = self.files.group({entry.name: entry for entry in self.entries})
+            group = self.files.group(self.fingerprint, self.entries)
             _ = [group[name] for name in array_forms(self.spec)]  # what Zarr cannot read fails here
             return group
 
@@ -235,11 +241,14 @@ class FeatureStore:
         """A layer's patch tokens, read where they are sliced."""
         if layer not in self._token_arrays:
             checksums, folder = Checksums(self.array(f"checksum_{layer}")), self.files.local
-            self._token_arrays[layer] = (
-                RawTokens(folder, self.spec, layer, checksums)
-                if self.raw and folder is not None
-                else PlainTokens(self.group[f"tokens_{layer}"], self.spec, layer, checksums)
-            )
+            if not self.raw:
+                array = self.group[f"tokens_{layer}"]
+                tokens: TokenArray = PlainTokens(array, self.spec, layer, checksums)
+            elif folder is not None:
+                tokens = RawTokens(folder, self.spec, layer, checksums)
+            else:
+                tokens = RemoteTokens(self.files, self.spec, layer, checksums, self.entries)
+            self._token_arrays[layer] = tokens
         return self._token_arrays[layer]
 
     def tokens(self, layer: str, images: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:

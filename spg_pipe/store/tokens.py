@@ -1,4 +1,5 @@
-"""Two readers of one layer's tokens that give the same bits: positional, and zarr-python."""
+"""Readers of one layer's tokens that give the same bits: at offsets, here or elsewhere, and through
+zarr-python."""
 
 import os
 from abc import ABC, abstractmethod
@@ -11,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from spg_pipe.artefacts.reading import damaged, reading, unreadable
-from spg_pipe.errors import SpgError
-from spg_pipe.store.files import read_attributes
+from spg_pipe.errors import DamagedError, SpgError
+from spg_pipe.store.files import StoreFiles, read_attributes
 from spg_pipe.store.format import COMMAND, REMAKE, StoreSpec
-from spg_pipe.store.shards import chunk_file, crc32c
+from spg_pipe.store.shards import ShardEntry, chunk_file, crc32c
 
 READ_THREADS = 4
 """Reads under way at once: enough for a disk's queue, harmless where the page cache answers."""
@@ -119,7 +120,7 @@ class TokenArray(ABC):
 class PlainTokens(TokenArray):
     """Tokens as Zarr gives them, whatever the codec and wherever they lie.
 
-    For compressed and for remote stores, and the reference that `RawTokens` is held to.
+    For compressed stores, and the reference that `RawTokens` is held to.
     """
 
     def __init__(self, array: Any, spec: StoreSpec, layer: str, checksums: Checksums) -> None:
@@ -145,6 +146,8 @@ class RawTokens(TokenArray):
     Python, and threads read at the same time.
     """
 
+    _threads, _alone_bytes = READ_THREADS, _PIECE_BYTES
+
     def __init__(self, root: Path, spec: StoreSpec, layer: str, checksums: Checksums) -> None:
         super().__init__(spec, layer, checksums)
         self._root = root
@@ -159,17 +162,17 @@ class RawTokens(TokenArray):
     def read(self, images: np.ndarray, out: np.ndarray) -> None:
         """See `TokenArray`."""
         pieces = self._pieces(images, packed=out.flags.c_contiguous)
-        if len(pieces) == 1 or len(images) * self._image_bytes <= _PIECE_BYTES:
+        if len(pieces) == 1 or len(images) * self._image_bytes <= self._alone_bytes:
             self._read_pieces(pieces, out)
         else:
-            parts = [pieces[i::READ_THREADS] for i in range(READ_THREADS)]
+            parts = [pieces[i :: self._threads] for i in range(self._threads)]
             # `list` waits, and raises what a thread raised.
             list(self._pool.map(lambda part: self._read_pieces(part, out), parts))
         self._unchanged.require()
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(READ_THREADS, thread_name_prefix="spg-read")
+        return ThreadPoolExecutor(self._threads, thread_name_prefix="spg-read")
 
     def _pieces(self, images: np.ndarray, *, packed: bool) -> list[tuple[int, int, int, int]]:
         """(shard, place in it, first row of `out`, images): neighbours become one read."""
@@ -189,24 +192,25 @@ class RawTokens(TokenArray):
         for shard, place, row, count in pieces:
             target = out[row : row + count]
             view = target.reshape(-1).view(np.uint8).data  # no copy: the part is contiguous
-            offset, done = place * self._image_bytes, 0
-            while done < len(view):
-                try:
-                    got = os.preadv(self._file(shard), [view[done:]], offset + done)
-                except FileNotFoundError as error:
-                    raise self._fault(shard, f"cannot be read ({error})") from error
-                except OSError as error:
-                    raise unreadable(self._path(shard), error) from error
-                if got == 0:
-                    end, expected = offset + done, offset + len(view)
-                    raise self._fault(shard, f"ends at byte {end}, expected at least {expected}")
-                done += got
+            self._fill(shard, place * self._image_bytes, view)
             images = np.arange(count) + shard * self._shard_images + place
             try:
                 self._require_intact(images, target, self._path(shard))
             except SpgError:
                 self._unchanged.require()  # a replaced store explains any fault
                 raise
+
+    def _fill(self, shard: int, offset: int, view: memoryview) -> None:
+        """Fill memory with a shard's bytes from this offset on."""
+        try:
+            done = read_at(self._file(shard), offset, view)
+        except FileNotFoundError as error:
+            raise self._fault(shard, f"cannot be read ({error})") from error
+        except OSError as error:
+            raise unreadable(self._path(shard), error) from error
+        if done < len(view):
+            end, expected = offset + done, offset + len(view)
+            raise self._fault(shard, f"ends at byte {end}, expected at least {expected}")
 
     def _fault(self, shard: int, what: str) -> SpgError:
         self._unchanged.require()  # a replaced store explains any fault
@@ -215,7 +219,7 @@ class RawTokens(TokenArray):
             f"make it again with {REMAKE}."
         )
 
-    def _path(self, shard: int) -> Path:
+    def _path(self, shard: int) -> Path | str:
         return self._root / chunk_file(f"tokens_{self._layer}", shard)
 
     def _file(self, shard: int) -> int:
@@ -231,3 +235,67 @@ class RawTokens(TokenArray):
     def __del__(self) -> None:
         for descriptor in getattr(self, "_files", {}).values():
             os.close(descriptor)
+
+
+class RemoteTokens(RawTokens):
+    """The token shards of one layer in an uncompressed store elsewhere.
+
+    Neighbouring images are one request, several requests are under way, and shards come from the
+    cache where there is one.
+    """
+
+    _alone_bytes = 0  # a request takes its time, however few bytes it asks for
+
+    def __init__(
+        self,
+        files: StoreFiles,
+        spec: StoreSpec,
+        layer: str,
+        checksums: Checksums,
+        entries: Sequence[ShardEntry],
+    ) -> None:
+        super().__init__(Path(), spec, layer, checksums)
+        self._unchanged = Unchanged(None, spec.fingerprint)
+        self._remote, self._threads = files, files.threads
+        self._entries = {e.name: e for e in entries if e.name.startswith(f"tokens_{layer}/")}
+        self._cached = files.cached(spec.fingerprint, list(self._entries.values()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        entries = list(self._entries.values())
+        return RemoteTokens, (self._remote, self._spec, self._layer, self._checksums, entries)
+
+    def _read_pieces(self, pieces: Sequence[tuple[int, int, int, int]], out: np.ndarray) -> None:
+        try:
+            super()._read_pieces(pieces, out)
+        except DamagedError:
+            if self._cached is None:
+                raise
+            for shard in {piece[0] for piece in pieces}:  # a bit of a kept file may have changed
+                self._cached.drop(self._entry(shard))
+            super()._read_pieces(pieces, out)
+
+    def _fill(self, shard: int, offset: int, view: memoryview) -> None:
+        entry = self._entry(shard)
+        if self._cached is None or not self._cached.keeps(entry):
+            view[:] = self._remote.part(entry, offset, offset + len(view))
+            return
+        with self._cached.opened(entry) as descriptor:
+            if read_at(descriptor, offset, view) < len(view):
+                raise self._fault(shard, "is cut off in the cache of remote stores")
+
+    def _entry(self, shard: int) -> ShardEntry:
+        return self._entries[chunk_file(f"tokens_{self._layer}", shard)]
+
+    def _path(self, shard: int) -> str:
+        return f"{self._remote.place}/{self._entry(shard).name}"
+
+
+def read_at(descriptor: int, offset: int, view: memoryview) -> int:
+    """Fill memory with a file's bytes from this offset on; fewer only where the file ends."""
+    done = 0
+    while done < len(view):
+        got = os.preadv(descriptor, [view[done:]], offset + done)
+        if got == 0:
+            break
+        done += got
+    return done

@@ -1,7 +1,7 @@
 """Files of remote stores, kept on this machine's disk (docs/scale.md, "Remote stores").
 
-A kept file is whole or absent: it is loaded under another name, held against its crc32c and renamed.
-It is not synced to the disk, because whoever reads it checks it again.
+A kept file is whole or absent: it is loaded under another name, held against its crc32c and
+renamed. It is not synced to the disk, because whoever reads it checks it again.
 """
 
 import os
@@ -40,7 +40,7 @@ class CacheFolder(NamedTuple):
 
     @classmethod
     def asked_for(cls) -> "CacheFolder | None":
-        """What the environment says; None where it says nothing. A `UsageError` if it is unclear."""
+        """What the environment says, None for nothing; a `UsageError` if that is unclear."""
         text = os.environ.get(VARIABLE, "")
         if not text:
             return None

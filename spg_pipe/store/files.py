@@ -19,7 +19,6 @@ from spg_pipe.store.cache import CachedFiles, CacheFolder
 from spg_pipe.store.format import COMMAND, SHARD_INDEX
 from spg_pipe.store.shards import ShardEntry, crc32c
 
-
 REMOTE_REQUESTS = 8
 """Requests under way at once: their waiting overlaps."""
 

@@ -166,14 +166,15 @@ from spg_pipe.store.cache import CachedFiles, CacheFolder
 from spg_pipe.store.shards import ShardEntry, crc32c
 folder = Path(sys.argv[1])
 content = (folder / "content").read_bytes()
-entry = ShardEntry(name="tokens_1/c/0/0/0", bytes=len(content), crc32c=crc32c(content), images=(0, 1))
+size, checksum = len(content), crc32c(content)
+entry = ShardEntry(name="tokens_1/c/0/0/0", bytes=size, crc32c=checksum, images=(0, 1))
 def fetch(entry, start, end):
     with open(folder / "asked", "a") as log:
         log.write(f"{start}\\n")
     time.sleep(0.2)
     return content[start:end]
 cached = CachedFiles(CacheFolder(folder / "cache", 10**8), "s3://b/x", "f" * 64, [entry], fetch, 2)
-assert cached.read(entry, 0, len(content)) == content
+assert cached.read(entry, 0, size) == content
 """
 
 
@@ -185,7 +186,7 @@ def test_processes_share_what_one_of_them_loads(tmp_path):
     assert sorted(map(int, starts)) == [0, 4 * 2**20, 8 * 2**20]
 
 
-@pytest.mark.parametrize("text", ["/tmp/x", "10GB", "10GB:relative", "ten:/x", "-1GB:/x"])
+@pytest.mark.parametrize("text", ["/x", "10GB", "10GB:relative", "ten:/x", "-1GB:/x"])
 def test_a_cache_that_cannot_be_understood_is_refused(remote, monkeypatch, text):
     monkeypatch.setenv(VARIABLE, text)
     with pytest.raises(UsageError, match=rf"{VARIABLE} is .*200GB:/fast"):

@@ -72,7 +72,7 @@ class RandomTokens:
     def __call__(self, images: torch.Tensor) -> dict[str, LayerTokens]:
         shift = images.mean(dim=(1, 2, 3))[:, None, None]
         tokens = self._base + shift
-        return {LAYER: LayerTokens(tokens, tokens[:, :1], (PATCHES, 1))}
+        return {LAYER: LayerTokens(tokens, tokens[:, :1], (157, 5))}
 
 
 def write_images(folder: Path, images: int) -> Path:

@@ -45,6 +45,38 @@ def inspect(
     options.console().result(content, as_text(content))
 
 
+@shared("backbone", "weights", "image_size", "layers", "device", *RECIPE)
+def plan(
+    options: Options,
+    images: Annotated[int, Option(min=1, help="Of the set to be planned.")],
+    side: Annotated[int, Option(min=16, max=8192, help="Of its images, pixels.")] = 1024,
+    workers: Annotated[
+        int, Option(min=1, help="Also the time of so many workers of one core each.")
+    ] = 1,
+    categories: Annotated[
+        int, Option(min=1, metavar="NUMBER", help="How many it has: evaluate takes one at a time.")
+    ] = 1,
+) -> None:
+    """Say what a set of images would cost in each stage: disk, memory, time, requests.
+
+    Rates are measured on this machine, in about a minute, with the recipe's backbone and settings.
+    """
+    from dataclasses import asdict
+    from tempfile import TemporaryDirectory
+
+    from spg_pipe.pipeline.plan import as_text
+    from spg_pipe.pipeline.plan import plan as planned
+    from spg_pipe.pipeline.probe import Probe
+
+    run = options.run()
+    run.console.say("Measuring this machine with made-up images …")
+    with TemporaryDirectory(prefix="spg-plan-") as folder:
+        rates, setting = Probe(run, side, Path(folder)).rates()
+    plans = planned(rates, setting, images, workers=workers, categories=categories)
+    content = {"images": images, "stages": [asdict(each) for each in plans]}
+    run.console.result(content | {"rates": asdict(rates)}, as_text(plans, workers))
+
+
 @shared("quiet", "as_json")
 def verify(
     options: Options, store: Annotated[Path, Argument(metavar="STORE", help="A feature store.")]
@@ -216,6 +248,7 @@ def league(options: Options) -> None:
 COMMANDS = (
     inspect,
     verify,
+    plan,
     finish,
     backbones,
     datasets,

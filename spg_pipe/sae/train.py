@@ -25,7 +25,8 @@ from spg_pipe.store.stream import token_batches
 
 CONSTANTS = StepConstants()
 
-_CURVE = ("layer", "step", "tokens", "reconstruction", "auxk", "dead_share")
+CURVE = ("layer", "step", "tokens", "reconstruction", "auxk", "dead_share")
+"""Columns of curve.csv."""
 _CURVE_POINTS = 400
 _ADVICE = "Check the tokens with `spg-pipe inspect STORE`, or try sae.input_norm: l2."
 _MANY_DEAD = 0.5
@@ -100,7 +101,7 @@ def train_sae(
     judged: dict[str, tuple[Tensor, LayerQuality]] = {}
     for layer, fit in fits.items():
         source = TokenSource(store, layer, device=device, cache=cache)
-        for x in _batches(fit, source) if not fit.done else ():
+        for x in batches(fit, source) if not fit.done else ():
             fit.take(x.float(), callbacks)
             if fit.done:
                 break
@@ -114,7 +115,7 @@ def train_sae(
     )
     quality = SaeQuality(protocol=rules.name, layers={name: q for name, (_, q) in judged.items()})
     curve = "".join(fit.curve for fit in fits.values())
-    return SaeResult(saes, quality, ",".join(_CURVE) + "\n" + curve)
+    return SaeResult(saes, quality, ",".join(CURVE) + "\n" + curve)
 
 
 def _require_single_views(store: FeatureStore) -> None:
@@ -174,7 +175,7 @@ class Fit:
 
 
 def _row(line: str) -> dict[str, str]:
-    return dict(zip(_CURVE, line.split(","), strict=True))
+    return dict(zip(CURVE, line.split(","), strict=True))
 
 
 def batch_size(params: SaeParams, patches: int) -> int:
@@ -189,8 +190,8 @@ def steps_of(params: SaeParams, images: int, patches: int) -> int:
     return epochs * -(-epoch // batch) + -(-rest // batch)
 
 
-def _batches(fit: Fit, source: TokenSource) -> Iterator[Tensor]:
-    """Batches from where the fit stands, epoch after epoch."""
+def batches(fit: Fit, source: TokenSource) -> Iterator[Tensor]:
+    """Batches (n, D) from where the fit stands, epoch after epoch, without an end."""
     images, tokens = fit.params.batch_images, fit.params.batch_tokens
     per_epoch = -(-fit.epoch_tokens // batch_size(fit.params, source.patches))
     epoch, start = divmod(fit.step, per_epoch)

@@ -19,8 +19,8 @@ from spg_pipe.store.shards import ShardEntry, chunk_file, crc32c
 
 READ_THREADS = 4
 """Reads under way at once: enough for a disk's queue, harmless where the page cache answers."""
-_PIECE_BYTES = 4 * 1024**2
-"""Smaller requests are not worth a thread of their own."""
+PIECE_BYTES = 4 * 1024**2
+"""Largest read or request; all together smaller, they are not worth threads of their own."""
 
 
 class Unchanged:
@@ -146,7 +146,7 @@ class RawTokens(TokenArray):
     Python, and threads read at the same time.
     """
 
-    _threads, _alone_bytes = READ_THREADS, _PIECE_BYTES
+    _threads, _alone_bytes = READ_THREADS, PIECE_BYTES
 
     def __init__(self, root: Path, spec: StoreSpec, layer: str, checksums: Checksums) -> None:
         super().__init__(spec, layer, checksums)
@@ -176,7 +176,7 @@ class RawTokens(TokenArray):
 
     def _pieces(self, images: np.ndarray, *, packed: bool) -> list[tuple[int, int, int, int]]:
         """(shard, place in it, first row of `out`, images): neighbours become one read."""
-        limit = max(1, _PIECE_BYTES // self._image_bytes) if packed else 1
+        limit = max(1, PIECE_BYTES // self._image_bytes) if packed else 1
         pieces: list[tuple[int, int, int, int]] = []
         for row, image in enumerate(images.tolist()):
             shard, place = divmod(image, self._shard_images)

@@ -18,12 +18,13 @@ from spg_pipe.detector.scores import Scores
 from spg_pipe.errors import SpgError
 from spg_pipe.metrics import Cell, MetricsTable, csv_text
 from spg_pipe.metrics.bootstrap import CategoryImages, Interval, intervals, pixel_histograms
+from spg_pipe.pipeline.costs import Cost, idle_memory, measured
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import Direction, MetricParams
 from spg_pipe.report.tables import LABELS, Table, figure, plain
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.study.costs import Cost, MakingCosts, idle_memory, measured
+from spg_pipe.study.costs import MakingCosts
 from spg_pipe.study.making import guides_job, making_jobs
 from spg_pipe.study.methods import MUTUAL, Entry, Stores, entries, stores_of
 from spg_pipe.study.runner import Job, run_jobs

@@ -8,6 +8,7 @@ from spg_pipe.detector.model import Detector
 from spg_pipe.errors import DamagedError, NotThereError
 from spg_pipe.pipeline.checked import checked_detector, checked_sae, is_there
 from spg_pipe.pipeline.checked_store import checked_store
+from spg_pipe.pipeline.costs import Cost, idle_memory, measured
 from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.pipeline.training import train_guides_together, train_sae
@@ -16,7 +17,6 @@ from spg_pipe.recipe.params import GuideParams, ScoreParams
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.study.baselines import free_dictionary
-from spg_pipe.study.costs import Cost, idle_memory, measured
 from spg_pipe.study.methods import FREE, PLUS, TRAINED, Stores, auxiliaries, guides_path
 from spg_pipe.study.runner import Job
 

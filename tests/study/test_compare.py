@@ -21,12 +21,13 @@ from spg_pipe.errors import SpgError, UnsuitableError
 from spg_pipe.pipeline import features, targets
 from spg_pipe.pipeline.checked_store import checked_store
 from spg_pipe.pipeline.console import Console
+from spg_pipe.pipeline.costs import Cost
 from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import parse_params
 from spg_pipe.study import making, methods
 from spg_pipe.study.compare import compare
-from spg_pipe.study.costs import Cost, MakingCosts
+from spg_pipe.study.costs import MakingCosts
 from spg_pipe.study.settings import Result
 
 ZERO_SHOT = {

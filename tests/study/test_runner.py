@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from spg_pipe.errors import SpgError
-from spg_pipe.study.costs import Cost, idle_memory, measured
+from spg_pipe.pipeline.costs import Cost, idle_memory, measured
 from spg_pipe.study.runner import Job, run_jobs, workers_for
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,0 +1,256 @@
+"""What N images cost in each stage, from rates that `probe` measured on this machine: formulas."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from spg_pipe.detector.scores import BATCH_IMAGES, CHUNK_IMAGES
+from spg_pipe.metrics.protocols import SORT_PIXELS
+from spg_pipe.recipe.params import SaeParams
+from spg_pipe.report.direction import MOST
+from spg_pipe.sae.train import steps_of
+from spg_pipe.store.extract import SHARD_IMAGES
+from spg_pipe.store.format import LayerShape
+from spg_pipe.store.tokens import PIECE_BYTES
+
+STAGES = ("extract", "train-sae", "train-guides", "score", "evaluate", "report")
+_LISTED = 1000
+"""Files that one request lists."""
+_QUALITY_IMAGES = 16
+"""Images a batch of the pass that judges an SAE."""
+_SHARDS_HELD = 2
+"""Shards in memory during extraction: one that is filled, and one that is written."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a stage takes before its first image, and what each image adds."""
+
+    fixed: float
+    each: float
+
+    @classmethod
+    def through(cls, few: tuple[int, float], many: tuple[int, float]) -> "Line":
+        """The line through two measurements, (images, amount) each; it never falls."""
+        each = max(0.0, (many[1] - few[1]) / (many[0] - few[0]))
+        return cls(max(0.0, many[1] - each * many[0]), each)
+
+    def at(self, images: float) -> float:
+        """Of so many images."""
+        return self.fixed + self.each * images
+
+
+@dataclass(frozen=True)
+class StageRates:
+    """Of one stage, for a set of images and a seed."""
+
+    seconds: Line
+    """Of one core; on a GPU of a clock. Without `Rates.start_seconds`."""
+    memory: Line
+    """Private bytes beyond those of a process that has imported what it needs; of images that are
+    held at once: of a shard, or of a category up to what is sorted."""
+    kept: float
+    """Private bytes of each image of the whole set."""
+    disk: Line
+    """Bytes of the artefact."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What this machine was measured to take."""
+
+    start_seconds: float
+    """Of every command, before it has anything to do: imports."""
+    start_memory: float
+    """Private bytes of such a process."""
+    stages: Mapping[str, StageRates]
+    sae_steps: Mapping[str, float]
+    """Layer → seconds of a step of training, which the rates of train-sae leave out."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What of a recipe the formulas need."""
+
+    layers: Mapping[str, LayerShape]
+    itemsize: int
+    """Bytes of a value of the store."""
+    image_size: int
+    """S, pixels."""
+    sae: SaeParams
+    guide_epochs: int
+    """Passes that train the guides; 0 for contrast guides."""
+
+    def image_bytes(self, layer: str) -> int:
+        """Of an image's patch tokens."""
+        return self.layers[layer].patches * self.layers[layer].dim * self.itemsize
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What one stage costs: one process, and several workers of one core each."""
+
+    stage: str
+    disk_bytes: int
+    memory_bytes: int
+    """Private memory of a process."""
+    seconds: float
+    """Of one core, the start of the process included."""
+    units: int
+    """Parts that workers compute by themselves; 1: one machine does it all."""
+    workers: int
+    """Of those asked for, how many have something to do."""
+    worker_seconds: float
+    """Until the last of them is done."""
+    requests: int
+    """To a store elsewhere, without a cache; of extract the files that are written."""
+
+
+def plan(
+    rates: Rates, setting: Setting, images: int, *, workers: int = 1, categories: int = 1
+) -> list[StagePlan]:
+    """Every stage over a set of images, of categories of equal size, for one seed."""
+    units = {"extract": math.ceil(images / SHARD_IMAGES)}
+    units |= {"score": math.ceil(images / CHUNK_IMAGES), "evaluate": min(categories, images)}
+    requests = _requests(setting, images)
+    plans = []
+    for stage in STAGES:
+        rate, parts = rates.stages[stage], units.get(stage, 1)
+        seconds, counted = rate.seconds, _counted(stage, images)
+        if stage == "train-sae":
+            seconds = Line(seconds.fixed + _training(rates, setting, images), seconds.each)
+        begun = rates.start_seconds + seconds.fixed
+        work = seconds.each * counted
+        held = min(images, SHARD_IMAGES)
+        if stage == "evaluate":
+            held = min(math.ceil(images / categories), SORT_PIXELS // setting.image_size**2)
+        plans.append(
+            StagePlan(
+                stage=stage,
+                disk_bytes=round(rate.disk.at(counted)),
+                memory_bytes=round(rates.start_memory + rate.memory.at(held) + rate.kept * images),
+                seconds=begun + work,
+                units=parts,
+                workers=min(workers, parts),
+                worker_seconds=begun + work * math.ceil(parts / min(workers, parts)) / parts,
+                requests=requests[stage],
+            )
+        )
+    return plans
+
+
+def _counted(stage: str, images: int) -> int:
+    """Images that count: a gallery has a limit."""
+    return min(images, MOST) if stage == "report" else images
+
+
+def _training(rates: Rates, setting: Setting, images: int) -> float:
+    """Seconds of an SAE's steps: with a budget of tokens the same for any number of images."""
+    return sum(
+        rates.sae_steps[layer] * steps_of(setting.sae, images, shape.patches)
+        for layer, shape in setting.layers.items()
+    )
+
+
+def _requests(setting: Setting, images: int) -> dict[str, int]:
+    """Of each stage that reads or writes a store elsewhere."""
+    layers, shards = setting.layers, math.ceil(images / SHARD_IMAGES)
+    arrays = 2 * len(layers) + 1
+    small = 8 + 3 * len(layers)
+    written = shards * (arrays + 1) + 2 * small + arrays + 2
+    opened = math.ceil((shards * arrays + small) / _LISTED) + arrays + small + 2
+
+    def one_pass(batch: int) -> int:
+        """All tokens in the store's order, so many images at a time, and the prefix tokens."""
+        return sum(
+            math.ceil(images / batch) * math.ceil(batch * setting.image_bytes(x) / PIECE_BYTES)
+            + shards
+            for x in layers
+        )
+
+    scattered = sum(
+        _images_seen(setting.sae, images, shape.patches) for shape in setting.layers.values()
+    )
+    epochs = setting.guide_epochs * images * len(layers)
+    return {
+        "extract": written,
+        "train-sae": opened + scattered + one_pass(_QUALITY_IMAGES),
+        "train-guides": opened + shards + epochs + one_pass(BATCH_IMAGES) * (1 if epochs else 2),
+        "score": opened + one_pass(BATCH_IMAGES),
+        "evaluate": opened + shards,
+        "report": opened + shards,
+    }
+
+
+def _images_seen(sae: SaeParams, images: int, patches: int) -> int:
+    """Images that training reads, each by a request of its own as they are shuffled."""
+    return math.ceil(sae.tokens / patches) if sae.tokens else sae.epochs * images
+
+
+def store_bytes(setting: Setting, images: int) -> int:
+    """Bytes of a store's tokens and prefix tokens, to the byte (docs/store.md, "Files")."""
+    shard = min(images, SHARD_IMAGES)
+    shards = math.ceil(images / shard)
+    index = shards * (16 * shard + 4)
+    return sum(
+        images * setting.image_bytes(layer)
+        + index
+        + shards * shard * len(shape.prefix) * shape.dim * setting.itemsize
+        for layer, shape in setting.layers.items()
+    )
+
+
+def shard_bytes(setting: Setting) -> float:
+    """Bytes in memory for each image of a shard, during extraction."""
+    tokens = sum(setting.image_bytes(layer) for layer in setting.layers)
+    return float(_SHARDS_HELD * (tokens + setting.image_size**2))
+
+
+def kept_bytes(setting: Setting, stage: str, row: float, mask: float) -> float:
+    """Bytes in memory for each image of the whole set, by stage.
+
+    Parameters
+    ----------
+    row, mask : float
+        Of an image's row in a table, and of its mask as it is kept.
+    """
+    kept = {"extract": 2 * row, "score": 3 * row, "evaluate": 3 * row + mask}
+    # Sums of two classes and a feature, components by two sets of guides, a coarse map; float32,
+    # in batches that are then joined.
+    values = sum(3 * shape.dim + 3 * shape.patches for shape in setting.layers.values())
+    kept["train-guides"] = mask + 2 * 4 * values + 4 * (setting.image_size // 4) ** 2
+    return kept.get(stage, 0.0)
+
+
+def as_text(plans: list[StagePlan], workers: int) -> str:
+    """A table for a terminal."""
+    head = f"{'':13}{'disk':>10}{'memory':>10}{'CPU time':>11}{'requests':>12}{'workers':>9}"
+    lines = [f"{head}{f'time of {workers}':>13}"]
+    for each in plans:
+        lines.append(
+            f"{each.stage:13}{_bytes(each.disk_bytes):>10}{_bytes(each.memory_bytes):>10}"
+            f"{_duration(each.seconds):>11}{each.requests:>12,}{each.workers:>9}"
+            f"{_duration(each.worker_seconds):>13}"
+        )
+    total = sum(each.seconds for each in plans), sum(each.worker_seconds for each in plans)
+    disk = sum(each.disk_bytes for each in plans)
+    lines.append(
+        f"{'together':13}{_bytes(disk):>10}{'':>10}{_duration(total[0]):>11}{'':>21}"
+        f"{_duration(total[1]):>13}"
+    )
+    return "\n".join(lines)
+
+
+def _bytes(number: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 999.5:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:,.3g} TB" if number < 999.5 else f"{number:,.0f} TB"
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("s", 1), ("min", 60), ("h", 3600)):
+        if seconds < 100 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 86400:,.0f} days"

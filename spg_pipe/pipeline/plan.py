@@ -215,10 +215,11 @@ def kept_bytes(setting: Setting, stage: str, row: float, mask: float) -> float:
         Of an image's row in a table, and of its mask as it is kept.
     """
     kept = {"extract": 2 * row, "score": 3 * row, "evaluate": 3 * row + mask}
-    # Sums of two classes and a feature, components by two sets of guides, a coarse map; float32,
-    # in batches that are then joined.
-    values = sum(3 * shape.dim + 3 * shape.patches for shape in setting.layers.values())
-    kept["train-guides"] = mask + 2 * 4 * values + 4 * (setting.image_size // 4) ** 2
+    # Sums of two classes and a feature, and later components by two sets of guides: float32, in
+    # batches that are then joined.
+    shapes = setting.layers.values()
+    values = max(sum(shape.dim for shape in shapes), sum(shape.patches for shape in shapes))
+    kept["train-guides"] = mask + 2 * 3 * 4 * values
     return kept.get(stage, 0.0)
 
 

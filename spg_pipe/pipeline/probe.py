@@ -41,8 +41,8 @@ from spg_pipe.store.extract import Extraction, extract
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource
 
-SIZES = {"few": 32, "many": 96}
-"""Images of the two stores; the larger is a window of the SAE's shuffling."""
+SIZES = {"few": 16, "many": 64}
+"""Images of the two stores; the larger has a whole shard."""
 _FEW, _MANY = SIZES
 _SEED = 0
 _SECONDS = 12.0

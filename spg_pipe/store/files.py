@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib.util import find_spec
@@ -13,7 +14,7 @@ import zarr
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from zarr.abc.store import RangeByteRequest, SuffixByteRequest
-from zarr.storage import FsspecStore, LocalStore, WrapperStore
+from zarr.storage import FsspecStore, LocalStore, ObjectStore, WrapperStore
 
 from spg_pipe.artefacts.reading import MOST_BYTES, damaged, read_file, read_json, unreadable
 from spg_pipe.errors import SpgError
@@ -26,6 +27,30 @@ REMOTE_REQUESTS = 8
 _OBJECT_STORES = ("s3", "gs", "az")
 _RETRIES: Any = {"max_retries": 6, "retry_timeout": timedelta(seconds=30)}
 """Some seconds of waiting in all: a server may start again, but a wrong address is told soon."""
+
+
+class _Objects:
+    """What `StoreFiles` needs of fsspec, by obstore, which takes half of its processor time."""
+
+    async_impl = True
+
+    def __init__(self, place: str) -> None:
+        from obstore.store import from_url
+
+        self._place, self.store = place, from_url(place, retry_config=_RETRIES)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Objects, (self._place,)  # credentials are of each machine's environment
+
+    def cat_file(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
+        """All bytes of an object, or a part."""
+        if start is None:
+            return bytes(self.store.get(name).bytes())
+        return bytes(self.store.get_range(name, start=start, end=end))
+
+    def info(self, name: str) -> dict[str, object]:
+        """Its size."""
+        return {"type": "file", "size": self.store.head(name)["size"]}
 
 
 class StoreFiles:
@@ -49,9 +74,9 @@ class StoreFiles:
         self.local: Path | None = None
         self.place = place
         with self._access():
-            self._fs: Any = _object_store(str(place))
-            if self._fs is not None:
-                self._root = str(place).partition("://")[2].rstrip("/")
+            self._fs: Any
+            if str(place).partition("://")[0] in _OBJECT_STORES and find_spec("obstore"):
+                self._fs, self._root = _Objects(str(place)), ""
             else:
                 self._fs, self._root = url_to_fs(str(place))
         plain = Path(place) if "://" not in str(place) else Path(self._root)
@@ -121,6 +146,28 @@ class StoreFiles:
             return None
         return int(found["size"]) if found["type"] == "file" else None
 
+    def sizes(self, names: Sequence[str]) -> dict[str, int | None]:
+        """Sizes of files in bytes, None where there is no such file: of a store elsewhere by one
+        request for a thousand, or where nothing can be listed, by one for each."""
+        if self.local is None:
+            try:
+                listed = self._listed()
+            except Exception:  # a bucket may be open for reading alone
+                listed = None
+            if listed is not None:
+                return {name: listed.get(name) for name in names}
+        with ThreadPoolExecutor(self.threads, "spg-sizes") as pool:
+            return dict(zip(names, pool.map(self.size, names), strict=True))
+
+    def _listed(self) -> dict[str, int | None] | None:
+        """Name → size of every file of a store elsewhere; None of a web server."""
+        if isinstance(self._fs, _Objects):
+            return {one["path"]: one["size"] for part in self._fs.store.list() for one in part}
+        if "http" in self._fs.protocol:
+            return None
+        found = self._fs.find(self._root, detail=True)
+        return {path[len(self._root) + 1 :]: one["size"] for path, one in found.items()}
+
     def attributes(self) -> Mapping[str, Any] | None:
         """The group's attributes, or None where there is no group or a damaged one."""
         attributes = self.metadata().get("attributes")
@@ -140,8 +187,8 @@ class StoreFiles:
         place = str(self.place)
         if self.local is not None:
             inner = LocalStore(self.local, read_only=True)
-        elif (fs := _object_store(place, asynchronous=True)) is not None:
-            inner = FsspecStore(fs, path=self._root, read_only=True)
+        elif isinstance(self._fs, _Objects):
+            inner = ObjectStore(self._fs.store, read_only=True)
         else:
             inner = FsspecStore.from_url(place, read_only=True)
         whole = _WholeFiles(
@@ -211,19 +258,6 @@ class _WholeFiles(WrapperStore[Any]):
         start, end = _span(byte_range, entry.bytes)
         _require_length(place, len(value), end - start, entry.bytes)
         return value
-
-
-def _object_store(place: str, *, asynchronous: bool = False) -> Any:
-    """The file system of an object store by obstore; None of any other, and without obstore.
-
-    It takes half of the processor time that the packages of fsspec take.
-    """
-    protocol = place.partition("://")[0]
-    if protocol not in _OBJECT_STORES or find_spec("obstore") is None:
-        return None
-    from obstore.fsspec import FsspecStore as ObjectStore
-
-    return ObjectStore(protocol, asynchronous=asynchronous, retry_config=_RETRIES)
 
 
 def _span(byte_range: Any, size: int) -> tuple[int, int]:

@@ -122,11 +122,12 @@ class FeatureStore:
         read; empty if all are well."""
         known, listed = self.known, Counter(entry.name for entry in self.entries)
         faults = [f"{SHARD_INDEX} does not list {name}" for name in known if name not in listed]
+        sizes = self.files.sizes([entry.name for entry in self.entries if entry.name in known])
         for entry in self.entries:
             if known.get(entry.name) != entry.images or listed[entry.name] > 1:
                 faults.append(f"{SHARD_INDEX} lists {entry.name}, no file of this store, or twice")
                 continue
-            size = self.files.size(entry.name)
+            size = sizes[entry.name]
             if size != entry.bytes:
                 found = "is missing" if size is None else f"has {size} bytes"
                 faults.append(

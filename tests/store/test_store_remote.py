@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -45,12 +46,18 @@ def server(tiny_store: FeatureStore) -> Iterator[Server]:
                 self.send_error(status)
                 return
             asked = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
+            part = ""
             if asked and content.ranges:
                 first, last = asked.groups()
                 end = int(last) + 1 if last and first else len(data)
-                data = data[int(first) if first else -int(last) : end]
-                status = 206
+                start = int(first) if first else len(data) - int(last)
+                part = f"bytes {start}-{end - 1}/{len(data)}"
+                data, status = data[start:end], 206
             self.send_response(status)
+            if part:
+                self.send_header("Content-Range", part)
+            self.send_header("Last-Modified", "Sun, 29 Nov 2026 12:00:00 GMT")
+            self.send_header("ETag", '"1"')
             if content.lengths:
                 self.send_header("Content-Length", str(len(data)))
             self.end_headers()
@@ -80,6 +87,46 @@ def test_a_server_with_ranges_gives_the_bits_of_a_local_store(server, tiny_store
     assert np.array_equal(remote.masks(ROWS), tiny_store.masks(ROWS))
     assert remote.table.equals(tiny_store.table)
     assert verify(server.url) == []
+
+
+@pytest.fixture
+def bucket(server: Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The same server as one of S3: credentials and its address are of the environment."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url.removesuffix("/t.zarr"))
+    settings = {"ALLOW_HTTP": "true", "VIRTUAL_HOSTED_STYLE_REQUEST": "true", "REGION": "r"}
+    settings |= {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "geheim"}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    return "s3://bucket/t.zarr"
+
+
+def test_an_object_store_gives_the_bits_of_a_local_store(bucket, server, tiny_store):
+    remote = FeatureStore(bucket)
+    assert np.array_equal(remote.tokens("1", ROWS), tiny_store.tokens("1", ROWS))
+    plain = FeatureStore(bucket, plain=True)
+    assert np.array_equal(plain.tokens("1", ROWS), tiny_store.tokens("1", ROWS))
+    assert np.array_equal(remote.masks(ROWS), tiny_store.masks(ROWS))
+    assert remote.table.equals(tiny_store.table)
+    sent = pickle.dumps(remote.token_array("1"))
+    assert b"geheim" not in sent
+    again = pickle.loads(sent)  # noqa: S301
+    assert np.array_equal(again[9,], tiny_store.tokens("1", np.array([9]))[0])
+    with pytest.raises(SpgError, match=r"s3://bucket/x\.zarr is not a feature store"):
+        FeatureStore("s3://bucket/x.zarr")
+
+
+def test_an_object_store_that_refuses_is_one_message_without_its_key(bucket, server):
+    server.status = {"/t.zarr/shards.json": 403}
+    with pytest.raises(SpgError, match=r"s3://bucket/t\.zarr/shards\.json cannot be read") as error:
+        FeatureStore(bucket)
+    assert not isinstance(error.value, DamagedError | NotThereError)
+    assert "geheim" not in str(error.value)
+    server.status = {}
+    remote = FeatureStore(bucket)
+    del server.files["/t.zarr/tokens_1/c/1/0/0"], server.files["/t.zarr/label/c/0"]
+    for read in (lambda: remote.tokens("1", ROWS), lambda: remote.array("label")):
+        with pytest.raises(DamagedError, match="is missing"):
+            read()
 
 
 def test_a_server_without_ranges_is_one_message(server):

@@ -1,0 +1,115 @@
+"""What N images would cost: formulas to the byte, rates by the stages' own code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import TinyBackbone, extracted
+
+from spg_pipe.pipeline.console import Console
+from spg_pipe.pipeline.plan import (
+    STAGES,
+    Line,
+    Rates,
+    Setting,
+    StagePlan,
+    StageRates,
+    as_text,
+    plan,
+    store_bytes,
+)
+from spg_pipe.pipeline.probe import Probe
+from spg_pipe.pipeline.run import RecipeRun
+from spg_pipe.recipe.params import SaeParams, parse_params
+from spg_pipe.store.format import LayerShape
+
+LAYER = LayerShape(grid=(28, 28), dim=1024, prefix=("cls",))
+
+
+def setting(**sae: object) -> Setting:
+    return Setting({"24": LAYER}, 2, 448, SaeParams.model_validate(sae), 0)
+
+
+def rates() -> Rates:
+    stage = StageRates(Line(1, 0.5), Line(10, 2), 3, Line(5, 7))
+    return Rates(4.0, 100.0, dict.fromkeys(STAGES, stage), {"24": 0.1})
+
+
+def planned(
+    images: int, *, workers: int = 1, categories: int = 1, **sae: object
+) -> dict[str, StagePlan]:
+    sae = {"tokens": 1_024_000} | sae
+    plans = plan(rates(), setting(**sae), images, workers=workers, categories=categories)
+    return {each.stage: each for each in plans}
+
+
+def test_bytes_of_tokens_are_those_of_a_store(tiny_manifest, tmp_path):
+    store = extracted(tiny_manifest, tmp_path / "t.zarr", shard_images=64)
+    shapes, itemsize = store.spec.layers, np.dtype(store.spec.dtype).itemsize
+    given = Setting(shapes, itemsize, store.image_size, SaeParams(), 0)
+    written = sum(e.bytes for e in store.entries if e.name.startswith(("tokens_", "prefix_")))
+    assert store_bytes(given, len(store)) == written
+
+
+def test_an_sae_with_a_budget_takes_as_many_steps_whatever_the_images():
+    few, many = planned(10_000), planned(10_000_000)
+    steps = 4 + 1 + 1000 * 0.1
+    assert few["train-sae"].seconds == pytest.approx(steps + 0.5 * 10_000)
+    assert many["train-sae"].seconds == pytest.approx(steps + 0.5 * 10_000_000)
+    epochs = planned(10_000, tokens=None, epochs=2)
+    assert epochs["train-sae"].seconds == pytest.approx(5 + 15_314 * 0.1 + 5000, rel=1e-3)
+
+
+def test_workers_share_units_and_never_more():
+    several = planned(6400, workers=8, categories=3)
+    assert {name: each.units for name, each in several.items()} == {
+        **dict.fromkeys(STAGES, 1),
+        "extract": 100,
+        "score": 25,
+        "evaluate": 3,
+    }
+    assert several["extract"].worker_seconds == pytest.approx(5 + 3200 * 13 / 100)
+    assert several["evaluate"].workers == 3
+    assert several["train-sae"].worker_seconds == several["train-sae"].seconds
+
+
+def test_memory_is_bounded_where_images_stream():
+    assert planned(10**6)["extract"].memory_bytes == 100 + 10 + 2 * 64 + 3 * 10**6
+    assert planned(10**6)["evaluate"].memory_bytes == 100 + 10 + 2 * 83 + 3 * 10**6
+    assert planned(60, categories=6)["evaluate"].memory_bytes == 100 + 10 + 2 * 10 + 3 * 60
+
+
+def test_a_gallery_is_bounded_and_requests_grow_with_images():
+    few, many = planned(4000), planned(400_000)
+    assert many["report"].seconds == few["report"].seconds
+    # 1.6 MB an image: four requests a batch of eight, and the prefix tokens of each shard.
+    assert few["score"].requests == 500 * 4 + 63 + 1 + 3 + 11 + 2
+    assert 90 < many["score"].requests / few["score"].requests < 110
+
+
+def test_a_line_through_noise_never_falls():
+    assert Line.through((10, 3.0), (30, 2.0)) == Line(2.0, 0.0)
+    assert Line.through((10, 3.0), (30, 5.0)) == Line(2.0, 0.1)
+
+
+def test_the_probe_runs_the_stages_of_a_recipe(monkeypatch, tmp_path):
+    monkeypatch.setattr("spg_pipe.pipeline.probe.load_backbone", lambda run: TinyBackbone())
+    content = {"name": "p", "datasets": [], "auxiliaries": [], "directions": []}
+    content |= {"sae": {"dict_size": 32, "k": 4, "tokens": 10_000}}
+    run = RecipeRun(parse_params(content, "test"), Console(0))
+    found, given = Probe(run, 40, tmp_path).rates()
+    assert set(found.stages) == set(STAGES)
+    plans = {each.stage: each for each in plan(found, given, 64)}
+    stores = tmp_path / "artifacts" / "features"
+    (many,) = [path for path in stores.iterdir() if path.name.startswith("many")]
+    size = sum(path.stat().st_size for path in many.rglob("*") if path.is_file())
+    assert plans["extract"].disk_bytes == pytest.approx(size, rel=0.01)
+    for each in plans.values():
+        assert each.seconds > 0
+        assert each.disk_bytes > 0
+        assert each.memory_bytes > 50e6
+    text = as_text(list(plans.values()), 1)
+    assert [line.split()[0] for line in text.splitlines()[1:]] == [*STAGES, "together"]
+    assert not Path("artifacts").exists()

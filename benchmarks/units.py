@@ -2,7 +2,7 @@
 
     python -m benchmarks.units [--units 40000] [--seconds 600]
 
-The window is the one of `--cluster`. Private memory of each process is looked at every thousand
+The window is the one of `--cluster`. Private memory of each process is looked at every 500
 units; the slope of the second half says what a unit leaves behind, and what 1.6 million would (as
 many as 10⁸ images have shards). The last line is one JSON object: bytes a unit, of each process.
 """
@@ -23,7 +23,7 @@ import psutil
 from benchmarks.timing import machine
 from spg_pipe.pipeline.cluster import opened
 
-EVERY = 1000
+EVERY = 500
 SHARDS = 1_600_000
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -41,6 +42,7 @@ from spg_pipe.store.extract import Extraction, extract
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource
 
+R = TypeVar("R")
 SIZES = {"few": 16, "many": 64}
 """Images of the two stores; the larger has a whole shard."""
 _FEW, _MANY = SIZES
@@ -137,10 +139,9 @@ class Probe:
         scores, scoring = self._over_both(lambda name: self._scores(name, detectors[name]))
         _, judging = self._over_both(lambda name: self._metrics(name, scores[name]))
         _, drawing = self._over_both(self._report)
-        aux = {name: detectors[name].record.auxiliary.dataset for name in SIZES}
         written: dict[str, tuple[Mapping[str, _Spent], Callable[[str], Iterable[Path]]]] = {
             "train-guides": (guides, lambda name: [self._paths.detector(name, _SEED)]),
-            "score": (scoring, lambda name: [self._paths.scores(aux[name], name, _SEED)]),
+            "score": (scoring, lambda name: [self._paths.scores(name, name, _SEED)]),
             "evaluate": (judging, lambda name: _beside(self._paths.metrics(name, name, _SEED))),
             "report": (drawing, lambda name: [self._folder / f"report-{name}"]),
         }
@@ -165,15 +166,13 @@ class Probe:
             spent.seconds = clock() - began
         spent.memory = cost.mebibytes * 2**20
 
-    def _over_both(
-        self, work: Callable[[str], object]
-    ) -> tuple[dict[str, "Detector | Scores"], dict[str, _Spent]]:
+    def _over_both(self, work: Callable[[str], R]) -> tuple[dict[str, R], dict[str, _Spent]]:
         """Do something for both stores: the results, and what each took."""
-        results, spent = {}, {}
+        results, spent = dict[str, R](), dict[str, _Spent]()
         for name in SIZES:
             with self._spending() as spent[name]:
                 results[name] = work(name)
-        return results, spent  # type: ignore[return-value]
+        return results, spent
 
     def _extracted(self) -> tuple[_Spent, float, FeatureStore]:
         """Made-up images through the backbone; what loading it took."""

@@ -87,7 +87,7 @@ class _Spent:
     seconds: float = 0.0
     """Of one core; on a GPU of a clock."""
     memory: float = 0.0
-    """Peak of private bytes beyond those before the probe."""
+    """Peak of private bytes beyond those before it."""
 
 
 class Probe:
@@ -160,7 +160,7 @@ class Probe:
         """What a block takes."""
         clock = time.process_time if self._device == "cpu" else time.perf_counter
         spent = _Spent()
-        with measured(self._start_memory) as cost:
+        with measured(idle_memory()) as cost:
             began = clock()
             yield spent
             spent.seconds = clock() - began
@@ -189,9 +189,11 @@ class Probe:
         how = Extraction(self._how.batch_images, images // 2, self._how.dtype)
         threads, place = cpu_workers(self._run.workers), self._folder / "real.zarr"
         manifest = build_manifest(row)
+        loaded = idle_memory() - self._start_memory
         with self._spending() as spent:
             store = extract(manifest, backbone, place, how, workers=threads, device=self._device)
         spent.seconds -= one.seconds  # one more image, which asks for the grids
+        spent.memory += loaded
         return spent, loading.seconds + one.seconds, store
 
     def _repeated(self, real: FeatureStore) -> dict[str, FeatureStore]:
@@ -327,7 +329,7 @@ def _write_pictures(root: Path, images: int, side: int) -> list[int]:
     for number in range(images):
         coarse = Image.fromarray(rng.integers(0, 255, (12, 12, 3), np.uint8))
         picture = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), np.int16)
-        picture = np.clip(picture + rng.integers(-4, 5, (side, side, 1)), 0, 255).astype(np.uint8)
+        picture = np.clip(picture + rng.integers(-6, 7, (side, side, 1)), 0, 255).astype(np.uint8)
         mask = np.zeros((side, side), np.uint8)
         for y, x in rng.integers(0, max(1, side * 3 // 4), (3, 2)):
             mask[y : y + side // 8 + 1, x : x + side // 6 + 1] = 255

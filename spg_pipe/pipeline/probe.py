@@ -152,7 +152,10 @@ class Probe:
             memory = Line(0, beyond / SIZES[_MANY]) if stage == "evaluate" else Line(beyond, 0)
             points = [(SIZES[name], spent[name].seconds) for name in SIZES]
             seconds = Line.through(points[0], points[1])
-            stages[stage] = StageRates(seconds, memory, kept, self._disk(files))
+            disk = self._disk(files)
+            if stage in ("train-guides", "evaluate"):  # as large whatever the images
+                disk = Line(_size(files(_MANY)), 0)
+            stages[stage] = StageRates(seconds, memory, kept, disk)
         return Rates(self._start_seconds, self._start_memory, stages, steps), setting
 
     @contextmanager
@@ -253,7 +256,7 @@ class Probe:
             record = SaeRecord.of(self._stores[name], params, rules, _SEED, seen)
             saes[name] = SaeRun(layers=layers, dead=dead, record=record)
             saes[name].save(self._paths.sae(name, _SEED), quality, curve)
-        disk = self._disk(lambda name: [self._paths.sae(name, _SEED)])
+        disk = Line(_size([self._paths.sae(_MANY, _SEED)]), 0)
         rates = StageRates(Line(0, judging / len(store)), Line(memory, 0), 0, disk)
         return steps, rates, saes
 

@@ -45,7 +45,7 @@ from spg_pipe.store.source import TokenSource
 R = TypeVar("R")
 SIZES = {"few": 16, "many": 64}
 """Images of the two stores; the larger has a whole shard."""
-_FEW, _MANY = SIZES
+_MANY = "many"
 _SEED = 0
 _SECONDS = 12.0
 """Of forward passes; and about as many of an SAE's steps, of all layers."""
@@ -117,8 +117,7 @@ class Probe:
         ]
         self._params = _recipe(run.params, rows, folder / "artifacts")
         self._paths = Paths(self._params, image_size(run.params))
-        extraction = run.params.extract
-        self._how = Extraction(extraction.batch_images, dtype=extraction.dtype)
+        self._how = Extraction(run.params.extract.batch_images, dtype=run.params.extract.dtype)
 
     def rates(self) -> tuple[Rates, Setting]:
         """Measure everything."""
@@ -142,19 +141,19 @@ class Probe:
         written: dict[str, tuple[Mapping[str, _Spent], Callable[[str], Iterable[Path]]]] = {
             "train-guides": (guides, lambda name: [self._paths.detector(name, _SEED)]),
             "score": (scoring, lambda name: [self._paths.scores(name, name, _SEED)]),
-            "evaluate": (judging, lambda name: _beside(self._paths.metrics(name, name, _SEED))),
+            "evaluate": (judging, self._metrics_files),
             "report": (drawing, lambda name: [self._folder / f"report-{name}"]),
         }
         for stage, (spent, files) in written.items():
-            kept, many = kept_bytes(setting, stage, row, mask), spent[_MANY]
-            beyond = max(0.0, many.memory - kept * SIZES[_MANY])
+            kept = kept_bytes(setting, stage, row, mask)
+            beyond = max(0.0, spent[_MANY].memory - kept * SIZES[_MANY])
             # What evaluating holds are the pixels of a category, here of all images.
             memory = Line(0, beyond / SIZES[_MANY]) if stage == "evaluate" else Line(beyond, 0)
-            points = [(SIZES[name], spent[name].seconds) for name in SIZES]
-            seconds = Line.through(points[0], points[1])
-            disk = self._disk(files)
-            if stage in ("train-guides", "evaluate"):  # as large whatever the images
-                disk = Line(_size(files(_MANY)), 0)
+            few, many = ((SIZES[name], spent[name].seconds) for name in SIZES)
+            seconds = Line.through(few, many)
+            # Guides and curves are as large whatever the images.
+            grows = stage in ("score", "report")
+            disk = self._disk(files) if grows else Line(_size(files(_MANY)), 0)
             stages[stage] = StageRates(seconds, memory, kept, disk)
         return Rates(self._start_seconds, self._start_memory, stages, steps), setting
 
@@ -274,9 +273,8 @@ class Probe:
         return seconds / steps
 
     def _detector(self, name: str, saes: SaeRun) -> Detector:
-        plan = DetectorPlan.of(self._params, saes, _SEED)
-        store, cache = self._stores[name], self._run.cache
-        detector, _ = make_detector(store, plan, device=self._device, cache=cache)
+        plan, cache = DetectorPlan.of(self._params, saes, _SEED), self._run.cache
+        detector, _ = make_detector(self._stores[name], plan, device=self._device, cache=cache)
         detector.save(self._paths.detector(name, _SEED))
         return detector
 
@@ -293,6 +291,10 @@ class Probe:
             self._paths.metrics(name, name, _SEED)
         )
 
+    def _metrics_files(self, name: str) -> list[Path]:
+        path = self._paths.metrics(name, name, _SEED)
+        return list(path.parent.rglob(f"{path.stem}*"))
+
     def _report(self, name: str) -> None:
         way = Direction.model_construct(aux=name, target=name)
         params = self._params.model_copy(update={"directions": (way,), "auxiliaries": (name,)})
@@ -308,11 +310,11 @@ class Probe:
 
 def _recipe(params: Params, rows: list[Dataset], artifacts: Path) -> Params:
     """The recipe over the made-up sets, with one seed."""
-    update: dict[str, object] = {"artifacts": artifacts, "datasets": tuple(rows)}
-    update |= {"auxiliaries": tuple(SIZES), "directions": (), "seeds": (_SEED,)}
-    update |= {"demo_sets": (), "synthetic_sets": (), "published": ()}
-    update["extract"] = params.extract.model_copy(update={"tiles": {}})
-    return params.model_copy(update=update)
+    none = dict.fromkeys(("directions", "demo_sets", "synthetic_sets", "published"), ())
+    own = {"artifacts": artifacts, "datasets": tuple(rows), "seeds": (_SEED,)}
+    extraction = params.extract.model_copy(update={"tiles": {}})
+    update = {"auxiliaries": tuple(SIZES), "extract": extraction}
+    return params.model_copy(update={**none, **own, **update})
 
 
 def _names(file: int, link: int) -> list[tuple[Path, Path]]:
@@ -340,11 +342,6 @@ def _write_pictures(root: Path, images: int, side: int) -> list[int]:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(root / name, compress_level=1)
     return list(range(images))
-
-
-def _beside(path: Path) -> list[Path]:
-    """A metrics file and what belongs to it."""
-    return [file for file in path.parent.rglob(f"{path.stem}*") if file.is_file()]
 
 
 def _size(paths: Iterable[Path]) -> int:

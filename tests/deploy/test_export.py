@@ -222,7 +222,7 @@ def test_the_runner_fits_a_screen_and_imports_nothing_else() -> None:
         if isinstance(node, ast.Import | ast.ImportFrom)
     }
     assert found == {
-        *("argparse", "datetime", "json", "pathlib", "sys"),
+        *("argparse", "datetime", "json", "pathlib"),
         *("numpy", "onnxruntime", "PIL"),
     }
     assert ".png" in ENDINGS

@@ -256,6 +256,7 @@ def store_metadata(world: World) -> Reader:
     place = world.store().path
     group, inner = place / "zarr.json", place / "tokens_1" / "zarr.json"
     whole, whole_inner = group.read_bytes(), inner.read_bytes()
+    index = (place / "shards.json").read_bytes()
 
     def read(content: bytes) -> None:
         of_array = content[:1] == b"A"
@@ -266,7 +267,7 @@ def store_metadata(world: World) -> Reader:
             if of_array:
                 value = json.loads(whole)
                 value["consolidated_metadata"]["metadata"]["tokens_1"] = json.loads(changed)
-            changed = json.dumps(sealed_group(value)).encode()
+            changed = json.dumps(sealed_group(value, index)).encode()
         except (ValueError, RecursionError):
             pass
         group.write_bytes(changed)

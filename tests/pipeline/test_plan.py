@@ -96,13 +96,15 @@ def test_a_line_through_noise_never_falls():
 
 def test_the_probe_runs_the_stages_of_a_recipe(monkeypatch, tmp_path):
     monkeypatch.setattr("spg_pipe.pipeline.probe.load_backbone", lambda run: TinyBackbone())
+    monkeypatch.setattr("spg_pipe.pipeline.probe._SECONDS", 0.5)
     content = {"name": "p", "datasets": [], "auxiliaries": [], "directions": []}
     content |= {"sae": {"dict_size": 32, "k": 4, "tokens": 10_000}}
     run = RecipeRun(parse_params(content, "test"), Console(0))
-    found, given = Probe(run, 40, tmp_path).rates()
+    monkeypatch.chdir(tmp_path)
+    found, given = Probe(run, 40, tmp_path / "probe").rates()
     assert set(found.stages) == set(STAGES)
     plans = {each.stage: each for each in plan(found, given, 64)}
-    stores = tmp_path / "artifacts" / "features"
+    stores = tmp_path / "probe" / "artifacts" / "features"
     (many,) = [path for path in stores.iterdir() if path.name.startswith("many")]
     size = sum(path.stat().st_size for path in many.rglob("*") if path.is_file())
     assert plans["extract"].disk_bytes == pytest.approx(size, rel=0.01)
@@ -112,4 +114,4 @@ def test_the_probe_runs_the_stages_of_a_recipe(monkeypatch, tmp_path):
         assert each.memory_bytes > 50e6
     text = as_text(list(plans.values()), 1)
     assert [line.split()[0] for line in text.splitlines()[1:]] == [*STAGES, "together"]
-    assert not Path("artifacts").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["probe"]

@@ -44,7 +44,7 @@ def test_tokens_are_read_into_memory_with_gaps(tiny_store: FeatureStore) -> None
 def test_many_images_are_read_by_several_threads(tiny_store, monkeypatch):
     rows = np.random.default_rng(0).integers(0, 16, 200)
     expected = tiny_store.tokens("1", rows)
-    monkeypatch.setattr(tokens, "_PIECE_BYTES", 1000)
+    monkeypatch.setattr(tokens.RawTokens, "_alone_bytes", 1000)
     assert np.array_equal(FeatureStore(tiny_store.path).tokens("1", rows), expected)
 
 

@@ -111,6 +111,7 @@ class Probe:
         self._start_seconds, self._start_memory = time.process_time(), idle_memory()
         self._run, self._side, self._folder = run, side, folder
         self._device = choose_device(run.device)
+        self._clock = time.process_time if self._device == "cpu" else time.perf_counter
         rows = [
             Dataset(name=name, layout="folder", root=folder / name, split="all", licence="made up")
             for name in SIZES
@@ -160,12 +161,11 @@ class Probe:
     @contextmanager
     def _spending(self) -> Iterator[_Spent]:
         """What a block takes."""
-        clock = time.process_time if self._device == "cpu" else time.perf_counter
         spent = _Spent()
         with measured(idle_memory()) as cost:
-            began = clock()
+            began = self._clock()
             yield spent
-            spent.seconds = clock() - began
+            spent.seconds = self._clock() - began
         spent.memory = cost.mebibytes * 2**20
 
     def _over_both(self, work: Callable[[str], R]) -> tuple[dict[str, R], dict[str, _Spent]]:
@@ -264,13 +264,12 @@ class Probe:
         stream, share = batches(fit, source), _SECONDS / len(source.store.layers)
         for x in islice(stream, 2):
             fit.take(x.float(), Callbacks())
-        seconds, steps = 0.0, 0
-        while seconds < share and steps < _STEPS:
-            with self._spending() as spent:
-                for x in islice(stream, 5):
-                    fit.take(x.float(), Callbacks())
-            seconds, steps = seconds + spent.seconds, steps + 5
-        return seconds / steps
+        began, steps = self._clock(), 0
+        while self._clock() - began < share and steps < _STEPS:
+            for x in islice(stream, 5):
+                fit.take(x.float(), Callbacks())
+            steps += 5
+        return (self._clock() - began) / steps
 
     def _detector(self, name: str, saes: SaeRun) -> Detector:
         plan, cache = DetectorPlan.of(self._params, saes, _SEED), self._run.cache

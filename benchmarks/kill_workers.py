@@ -74,9 +74,13 @@ def must(folder: Path, *words: str) -> None:
 
 
 def made(folder: Path) -> Made:
-    """What the target's stages made."""
+    """What the target's stages made; not the empty files of locks."""
     kinds = ("features", "scores", "metrics")
-    return {kind: digests(folder / "artifacts" / kind) for kind in kinds}
+    every = {kind: digests(folder / "artifacts" / kind) for kind in kinds}
+    return {
+        kind: {name: sha for name, sha in files.items() if not name.startswith(".")}
+        for kind, files in every.items()
+    }
 
 
 def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:

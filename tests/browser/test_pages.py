@@ -86,7 +86,8 @@ def test_everything_that_scrolls_or_leads_on_is_reached_by_keyboard(visit, pages
 def test_pictures_far_below_are_there_before_the_page_is_printed(visit, pages, name):
     page = visit(pages[name]).page
     page.set_viewport_size({"width": WIDE, "height": 100})
-    page.wait_for_function("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+    there = "i.loading === 'eager' && i.complete && i.naturalWidth > 0"
+    page.wait_for_function(f"[...document.images].every(i => {there})")
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -85,7 +85,7 @@ def test_everything_that_scrolls_or_leads_on_is_reached_by_keyboard(visit, pages
 @pytest.mark.parametrize("name", ["report", "gallery", "own"])
 def test_pictures_far_below_are_there_before_the_page_is_printed(visit, pages, name):
     shown = visit(pages[name])
-    assert shown.value("[...document.images].filter(i => i.loading !== 'eager').length") == 0
+    assert shown.value("[...document.images].filter(i => i.loading === 'lazy').length") == 0
     loaded = "Promise.all([...document.images].map(i => i.decode().then(() => i.naturalWidth > 0)))"
     assert all(shown.value(loaded))
 

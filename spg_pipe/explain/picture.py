@@ -18,7 +18,7 @@ between images of one product."""
 QUALITY = 88
 _SIDE = 240
 """Longest side of each of the small pictures, pixels."""
-_ROW, _GAP, _NAME, _BAR, _VALUE = 18, 12, 150, 150, 75
+_ROW, _GAP, _CAPTION, _NAME, _BAR, _VALUE = 18, 12, 110, 150, 150, 75
 TOWARDS = {True: (200, 40, 30), False: (30, 90, 200)}
 """Colour of what speaks for an anomaly, and of what speaks against it."""
 FULL = {True: 0.5, False: 0.05}
@@ -114,7 +114,7 @@ def _page(
 ) -> Image.Image:
     """Panels with captions in rows of three, bars to their right."""
     font = ImageFont.load_default(size=13)
-    height, width = panels[0][0].shape[:2]
+    height, width = panels[0][0].shape[0], max(panels[0][0].shape[1], _CAPTION)
     down = -(-len(panels) // 3) * (height + _ROW + _GAP)
     high = max(down, len(bars) * _ROW) + 2 * _GAP
     left = 3 * (width + _GAP) + _GAP

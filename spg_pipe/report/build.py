@@ -178,11 +178,11 @@ def _write_gallery(
         return macro.why(example, shown.looks, "../../") if example else Markup()
 
     low, high = (f"{end:g}" for end in (SHOWN if run.scores.record.log_odds else (0, 1)))
-    notes = [f"Report {params.name}; seed {run.seed}; target {way.direction.target}."]
+    notes = [f"Report {params.name}. {tables.caption(run.metrics.table)}"]
     if len(shown.files) < len(run.scores.table):
         notes.append(
             f"Shown are {len(shown.files):,} of {len(run.scores.table):,} images, evenly spaced by "
-            "their scores in each category; counts and rates here are of these."
+            "their scores in each category; counts and rates are of these."
         )
     gallery = Gallery(
         title=way.title,

@@ -16,6 +16,8 @@ function element(name, attributes = {}, ...children) {
   const byId = (id) => document.getElementById(id);
   const minus = (value) => String(value).replace("-", "−");
   const known = (value) => Number.isFinite(value);
+  // As in tables, four digits after the point; of what is small four that count.
+  const short = (value) => Number(Math.abs(value) < 0.1 ? value.toPrecision(4) : value.toFixed(4));
 
   // Tables -------------------------------------------------------------------------------------
 
@@ -162,7 +164,7 @@ function element(name, attributes = {}, ...children) {
         fpr: share(alarms, alarms + passed),
       };
       for (const [id, value] of Object.entries(values)) if (byId(id)) byId(id).textContent = value;
-      const shown = Number(threshold.toPrecision(4));
+      const shown = short(threshold);
       const slider = byId("threshold");
       slider.value = threshold;
       slider.setAttribute("aria-valuetext", view.relative ? `${shown} above each threshold` : String(shown));
@@ -178,7 +180,7 @@ function element(name, attributes = {}, ...children) {
         return `Every category at its own threshold ${shown < 0 ? "−" : "+"} ${Math.abs(shown)}, moved by hand.`;
       }
       if (!moved) return `Threshold ${minus(shown)}: ${view.says}.`;
-      const start = minus(Number(view.start.toPrecision(4)));
+      const start = minus(short(view.start));
       return `Threshold ${minus(shown)}, moved by hand. The page started at ${start}: ${view.says}.`;
     }
 
@@ -230,12 +232,14 @@ function element(name, attributes = {}, ...children) {
       }
       const said = ["category", "defect", "verdict"].filter(chosen).map((id) => `${id} ${words(id)}`);
       if (name) said.push(`"${name}" in the name`);
+      paper();
       byId("shown").textContent = `${shown} of ${images.length} images${said.length ? `: ${said.join("; ")}` : ""}`;
     }
 
     function move(value) {
       if (!known(value)) return;
-      threshold = value;
+      // Steps there and back sum up to almost the start.
+      threshold = Math.abs(value - view.start) < 1e-9 * (view.high - view.low) ? view.start : value;
       judge();
       if (chosen("verdict")) filter();
       rest();
@@ -260,7 +264,7 @@ function element(name, attributes = {}, ...children) {
     for (const id of ["defect", "verdict"]) {
       if (byId(id)) byId(id).addEventListener("change", () => { filter(); remember(); });
     }
-    byId("order").addEventListener("change", () => { order(); remember(); });
+    byId("order").addEventListener("change", () => { order(); paper(); remember(); });
     byId("name").addEventListener("input", () => { filter(); remember(); });
     all("form").forEach((form) => form.addEventListener("submit", (event) => event.preventDefault()));
     begin();
@@ -347,10 +351,19 @@ function element(name, attributes = {}, ...children) {
     };
   }
 
+  // Printing does not wait for a picture that was never in sight: those of at most 200 images come at once.
+  function paper() {
+    if (document.readyState !== "complete") return; // what is in sight comes first
+    const figures = all("#gallery figure:not([hidden])").slice(0, 200);
+    const rooms = byId("gallery") ? figures : [document.body];
+    rooms.flatMap((room) => all("img[loading=lazy]", room)).forEach((image) => { image.loading = "eager"; });
+  }
+
   // What is printed names all thresholds.
   addEventListener("beforeprint", () => all("details").forEach((element) => { element.open = true; }));
   all(".js").forEach((element) => { element.hidden = false; });
   all("table.sortable").forEach(sortable);
   mapControls();
+  addEventListener("load", paper);
   if (byId("gallery")) gallery(byId("gallery"));
 })();

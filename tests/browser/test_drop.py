@@ -92,6 +92,44 @@ def test_what_is_no_image_is_said_and_the_page_goes_on(visit, server):
     assert "notes.txt" in problem.inner_text()
     # The browser logs any answer of 4xx by itself.
     assert [said for said in seen.complaints if "422" not in said] == []
+    dropped(seen.page, "empty.png", b"")
+    expect(problem).to_contain_text("empty.png: The body is empty")
     seen.complaints.clear()
     judged(seen, "fine.png")
     expect(problem).not_to_be_visible()
+
+
+def test_of_several_files_the_first_is_judged_and_the_page_says_so(visit, server):
+    page = visit(server.url).page
+    data = base64.b64encode(picture()).decode()
+    page.evaluate(
+        """(data) => {
+          const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+          const transfer = new DataTransfer();
+          for (const name of ["a.png", "b.png"]) transfer.items.add(new File([bytes], name));
+          document.dispatchEvent(new DragEvent("drop", {dataTransfer: transfer, bubbles: true}));
+        }""",
+        data,
+    )
+    expect(page.locator("#status")).to_contain_text("a.png: Anomalous (the first of 2 files")
+
+
+def test_figures_say_their_threshold_and_protocol_and_a_small_image_is_enlarged(visit, server):
+    page = judged(visit(server.url))
+    expect(page.locator("#regions caption")).to_contain_text("pixel threshold, 0.5,")
+    expect(page.locator("#facts")).to_contain_text("Method protocol")
+    photo, overlay = (page.locator(f"#{name}").bounding_box() for name in ("photo", "map"))
+    assert photo == overlay
+    assert photo["width"] > 150
+
+
+def test_scores_that_round_to_the_threshold_have_all_digits(visit, server):
+    page = judged(visit(server.url))
+    score, threshold = page.evaluate(
+        """() => {
+          const line = JSON.parse(document.getElementById("json").textContent);
+          show({...line, score: 0.50001, threshold: 0.5, photo_jpeg: "", overlay_jpeg: ""});
+          return [...document.querySelectorAll("#facts dd")].slice(0, 2).map(e => e.textContent);
+        }"""
+    )
+    assert (score, threshold) == ("0.50001", "0.5")

@@ -149,3 +149,20 @@ def test_without_scripts_everything_that_was_computed_is_there(
     assert len(shown(page)) == 4
     assert (count(page, "above"), count(page, "below")) == (2, 2)
     assert not page.locator("#threshold").is_visible()
+
+
+def test_steps_there_and_back_end_at_the_start(gallery):
+    slider = gallery.get_by_role("slider", name=re.compile("Threshold"))
+    start = gallery.locator("#threshold-says").inner_text()
+    slider.focus()
+    for key in ("ArrowRight", "PageUp", "ArrowLeft", "PageDown"):
+        gallery.keyboard.press(key)
+    assert gallery.locator("#threshold-says").inner_text() == start
+
+
+def test_figures_name_what_they_stand_on(visit, pages):
+    says = ("split", "backbone efficientnet-lite0", "method protocol", "metrics protocol", "seed 1")
+    for name in ("gallery", "image"):
+        text = visit(pages[name]).page.locator("body").inner_text()
+        assert [each for each in says if each not in text] == []
+    assert "Said." in visit(pages["own-image"]).page.locator("body").inner_text()

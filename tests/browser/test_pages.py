@@ -80,3 +80,20 @@ def test_everything_that_scrolls_or_leads_on_is_reached_by_keyboard(visit, pages
         && ['auto', 'scroll'].includes(getComputedStyle(e).overflowX)
         && e.tabIndex < 0 && !e.querySelector('a')).length"""
     assert shown.value(unreached) == 0
+
+
+@pytest.mark.parametrize("name", ["report", "gallery", "own"])
+def test_pictures_far_below_are_there_before_the_page_is_printed(visit, pages, name):
+    shown = visit(pages[name])
+    assert shown.value("[...document.images].filter(i => i.loading === 'lazy').length") == 0
+    loaded = "Promise.all([...document.images].map(i => i.decode().then(() => i.naturalWidth > 0)))"
+    assert all(shown.value(loaded))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_controls_are_large_enough_for_a_finger(visit, pages, name):
+    small = """[...document.querySelectorAll("button, select, input, summary, nav a")]
+        .map(e => [e, e.getBoundingClientRect()])
+        .filter(([e, box]) => box.width > 0 && (box.height < 24 || box.width < 24))
+        .map(([e]) => e.outerHTML)"""
+    assert visit(pages[name], width=NARROW).value(small) == []

@@ -114,7 +114,7 @@ def test_without_labels_there_are_decisions_and_no_rates(tmp_path):
     page = written(tmp_path, Gallery("own images", {"": Threshold(1.0, "a calibration")}), images)
     assert {"above", "below", "threshold", "gallery", "histogram"} <= set(page.ids)
     assert not {"tp", "fp", "recall"} & set(page.ids)
-    assert "Threshold 1: a calibration" in page.text
+    assert "Threshold 1.0000: a calibration" in page.text
     assert re.search(r"Anomalous\s*2\s*Normal\s*2", page.text)
     one = Page(tmp_path / "images" / "00001.html")
     assert "normal: score 1.0000, not above the threshold 1.0000 (a calibration)" in one.text

@@ -13,7 +13,7 @@ const signed = (value, digits = 3) =>
 const fixed = (value) => value.toFixed(4).replace("-", "−");
 let running = null; // aborts the request of an image that another one replaces
 
-async function judge(file) {
+async function judge(file, dropped = 1) {
   running?.abort();
   const mine = (running = new AbortController());
   at("problem").hidden = true;
@@ -21,7 +21,8 @@ async function judge(file) {
   at("status").textContent = `Judging ${file.name || "the image"} …`;
   try {
     show(await answerTo(file, mine.signal));
-    at("status").textContent = `${file.name || "The image"}: ${at("verdict").textContent}`;
+    const alone = dropped === 1 ? "" : ` (the first of ${dropped} files; the others were not judged: give one at a time)`;
+    at("status").textContent = `${file.name || "The image"}: ${at("verdict").textContent}${alone}`;
   } catch (error) {
     if (mine.signal.aborted) return;
     at("status").textContent = "";
@@ -41,7 +42,7 @@ async function answerTo(file, signal) {
   if (response.headers.get("Content-Type") !== "application/json") // of too many connections, or a proxy's
     throw new Error(`The server is busy (${response.status}). Try again in a moment.`);
   const content = await response.json();
-  if (!response.ok) throw new Error(content.error);
+  if (!response.ok) throw new Error(content.error.includes(file.name) ? content.error : `${file.name}: ${content.error}`);
   return content;
 }
 
@@ -50,16 +51,21 @@ function show(answer) {
   const verdict = at("verdict");
   verdict.className = line.decision ?? "";
   verdict.textContent = { anomalous: "Anomalous", normal: "Normal" }[line.decision] ?? "No decision: there is no threshold";
-  const facts = [["Score", fixed(line.score)]];
-  if (line.threshold !== null) facts.push(["Threshold (anomalous above it)", fixed(line.threshold)]);
+  // Two values that would read the same have all their digits.
+  const alike = line.threshold !== null && line.score !== line.threshold && fixed(line.score) === fixed(line.threshold);
+  const told = (value) => (alike ? String(value).replace("-", "−") : fixed(value));
+  const facts = [["Score", told(line.score)]];
+  if (line.threshold !== null) facts.push(["Threshold (anomalous above it)", told(line.threshold)]);
   if (line.p_value !== null) facts.push(["p-value: share of normal images that score as high", line.p_value.toPrecision(2)]);
   if (line.normals !== null) facts.push(["Your normal images that score as high", `${line.normals_above} of ${line.normals}`]);
-  facts.push(["Map's highest value", line.peak.toFixed(3)], ["Size", `${line.width} × ${line.height} pixels`]);
+  facts.push(["Map's highest value", line.peak.toFixed(3)], ["Size", `${line.width} × ${line.height} pixels`], ["Method protocol", line.protocol]);
+  if (line.supervision) facts.push(["Supervision", line.supervision]);
   at("facts").replaceChildren(...facts.map(([name, value]) =>
     element("div", {}, element("dt", {}, name), element("dd", {}, value))));
   at("photo").src = `data:image/jpeg;base64,${photo}`;
   at("photo").alt = `The photograph ${line.path}`;
   at("map").src = `data:image/jpeg;base64,${overlay}`;
+  at("layers").classList.toggle("tiny", Math.max(line.width, line.height) < 96);
   outline(line);
   regions(line);
   at("why").replaceChildren(...why(explanation));
@@ -80,8 +86,10 @@ function outline(line) {
 function regions(line) {
   const none = line.pixel_threshold === null
     ? "No pixel threshold is set, so no regions are shown."
-    : "No pixel of the map is above the pixel threshold.";
-  at("no-regions").textContent = line.regions.length ? "" : none;
+    : `No pixel of the map is above the pixel threshold, ${line.pixel_threshold}.`;
+  const more = line.regions_left_out ? `${line.regions_left_out} more regions are not listed and not outlined.` : "";
+  at("no-regions").textContent = line.regions.length ? more : none;
+  at("pixel-threshold").textContent = line.pixel_threshold;
   at("regions-box").hidden = !line.regions.length;
   at("regions").tBodies[0].replaceChildren(...line.regions.map((region) => {
     const values = [region.peak.toFixed(3), region.mean.toFixed(3), region.area, ...region.bbox];
@@ -120,11 +128,11 @@ for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {
     event.preventDefault(); // a dropped file would replace the page
     form.classList.toggle("over", kind === "dragenter" || kind === "dragover");
-    if (kind === "drop" && event.dataTransfer.files.length) judge(event.dataTransfer.files[0]);
+    if (kind === "drop" && event.dataTransfer.files.length) judge(event.dataTransfer.files[0], event.dataTransfer.files.length);
   });
 }
 document.addEventListener("paste", (event) => {
-  if (event.clipboardData.files.length) judge(event.clipboardData.files[0]);
+  if (event.clipboardData.files.length) judge(event.clipboardData.files[0], event.clipboardData.files.length);
 });
 function blend() {
   at("map").style.opacity = at("opacity").value / 100;

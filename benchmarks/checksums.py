@@ -2,8 +2,9 @@
 
     python -m benchmarks.checksums [--images 96] [--rounds 7]
 
-28×28×1024 float16 tokens in the page cache: reading them all, `score` by guides of one layer, and
-an epoch of the SAE (C = 4096, 64 images of ViT-S size), each with the checks and without, in turn.
+28×28×1024 float16 tokens in the page cache: reading them all, `score` by guides of one layer, the
+pass of contrast guides, and an epoch of the SAE (C = 4096, 64 images of ViT-S size), each with the
+checks and without, in turn.
 Seconds are of the processor (all threads), which other programs do not lengthen. The last line is
 one JSON object: the share that the checks add (0.03 is 3 %).
 """
@@ -27,6 +28,7 @@ from benchmarks.sae_epoch import SIZE as SAE_SIZE
 from benchmarks.score_evaluate import DICT_SIZE, DIM, made_up, write_store
 from benchmarks.timing import machine
 from spg_pipe.detector.scores import score_store
+from spg_pipe.guides.contrast import class_sums
 from spg_pipe.sae.train import train_sae
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.tokens import Checksums
@@ -75,6 +77,7 @@ def main() -> None:
         work = {
             "read": lambda: read_all(path),
             "score": lambda: score_store(detector, FeatureStore(path), folder / "scores"),
+            "guides": lambda: class_sums(FeatureStore(path)),
             "sae_epoch": lambda: train_sae(FeatureStore(trained), PARAMS, METHOD, seed=111),
         }
         for name, each in work.items():

@@ -38,11 +38,12 @@ class ShardIndex(Record):
     files: tuple[ShardEntry, ...]
 
 
-def crc32c(data: bytes | memoryview | np.ndarray, before: int = 0) -> int:
-    """CRC-32C (Castagnoli) of bytes, as Zarr uses it; `before`: that of the bytes before them."""
-    if not isinstance(data, bytes):  # arrays are taken without a copy, a memoryview is not
-        data = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
-    return int(google_crc32c.extend(before, data))
+def crc32c(data: bytes | memoryview | np.ndarray) -> int:
+    """CRC-32C (Castagnoli) of bytes, the checksum that Zarr uses."""
+    if isinstance(data, bytes):
+        return int(google_crc32c.value(data))
+    whole = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+    return int(google_crc32c.value(whole))  # takes arrays, but no memoryview, without a copy
 
 
 def raw_bytes(array: np.ndarray) -> memoryview:

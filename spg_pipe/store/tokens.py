@@ -21,8 +21,6 @@ READ_THREADS = 4
 """Reads under way at once: enough for a disk's queue, harmless where the page cache answers."""
 PIECE_BYTES = 4 * 1024**2
 """Largest read or request; all together smaller, they are not worth threads of their own."""
-_CHECKED_BYTES = 256 * 1024
-"""Read at once of what is checked, which is then still in a core's cache: 13 → 28 GB/s."""
 
 
 class Unchanged:
@@ -68,15 +66,11 @@ class Checksums:
     def __reduce__(self) -> tuple[Any, ...]:
         return Checksums, (self.expected,)  # another process looks for itself
 
-    def unread(self, images: np.ndarray) -> np.ndarray:
-        """Which of some images (k,) were not held against theirs: (k,) bool."""
-        return ~self._intact[images]
-
-    def damaged(self, images: np.ndarray, checksums: Sequence[int]) -> int | None:
-        """The first of some images (k,) whose tokens have other ones than what was written."""
-        for image, checksum in zip(images.tolist(), checksums, strict=True):
-            if checksum != self.expected[image]:
-                return int(image)
+    def damaged(self, images: np.ndarray, tokens: np.ndarray) -> int | None:
+        """The first of some images (k,) whose tokens (k, N, D) are not what was written."""
+        for place in np.flatnonzero(~self._intact[images]):
+            if crc32c(tokens[place]) != self.expected[images[place]]:
+                return int(images[place])
         self._intact[images] = True
         return None
 
@@ -118,11 +112,7 @@ class TokenArray(ABC):
 
     def _require_intact(self, images: np.ndarray, tokens: np.ndarray, place: Path | str) -> None:
         """Refuse tokens (k, N, D) that are not what was written into a file."""
-        unread = np.flatnonzero(self._checksums.unread(images))
-        self._require(images[unread], [crc32c(tokens[row]) for row in unread], place)
-
-    def _require(self, images: np.ndarray, checksums: Sequence[int], place: Path | str) -> None:
-        if (image := self._checksums.damaged(images, checksums)) is not None:
+        if (image := self._checksums.damaged(images, tokens)) is not None:
             fault = f"the tokens of image {image} do not give their crc32c"
             raise damaged(place, "store", fault, COMMAND)
 
@@ -164,7 +154,6 @@ class RawTokens(TokenArray):
         self._shard_images, self._image_bytes = spec.shard_images, spec.image_bytes(layer)
         self._unchanged = Unchanged(root, spec.fingerprint)
         self._files: dict[int, int] = {}
-        self._cuts = range(_CHECKED_BYTES, self._image_bytes, _CHECKED_BYTES)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Another process opens the files itself: descriptors mean nothing there.
@@ -201,27 +190,15 @@ class RawTokens(TokenArray):
 
     def _read_pieces(self, pieces: Sequence[tuple[int, int, int, int]], out: np.ndarray) -> None:
         for shard, place, row, count in pieces:
-            target, offset = out[row : row + count], place * self._image_bytes
+            target = out[row : row + count]
+            view = target.reshape(-1).view(np.uint8).data  # no copy: the part is contiguous
+            self._fill(shard, place * self._image_bytes, view)
             images = np.arange(count) + shard * self._shard_images + place
-            if not self._checksums.unread(images).any():
-                self._fill(shard, offset, _bytes_of(target).data)
-                continue
             try:
-                self._require(images, self._fill_and_sum(shard, offset, target), self._path(shard))
-            except DamagedError:
+                self._require_intact(images, target, self._path(shard))
+            except SpgError:
                 self._unchanged.require()  # a replaced store explains any fault
                 raise
-
-    def _fill_and_sum(self, shard: int, offset: int, target: np.ndarray) -> list[int]:
-        """Fill images (k, N, D) with a shard's bytes from this offset on; the crc32c of each."""
-        checksums = []
-        for image in target:
-            checksum = 0
-            for part in np.split(_bytes_of(image), self._cuts):
-                self._fill(shard, offset, part.data)
-                checksum, offset = crc32c(part, checksum), offset + len(part)
-            checksums.append(checksum)
-        return checksums
 
     def _fill(self, shard: int, offset: int, view: memoryview) -> None:
         """Fill memory with a shard's bytes from this offset on."""
@@ -297,10 +274,6 @@ class RemoteTokens(RawTokens):
                 self._cached.drop(self._entry(shard))
             super()._read_pieces(pieces, out)
 
-    def _fill_and_sum(self, shard: int, offset: int, target: np.ndarray) -> list[int]:
-        self._fill(shard, offset, _bytes_of(target).data)  # one request
-        return [crc32c(image) for image in target]
-
     def _fill(self, shard: int, offset: int, view: memoryview) -> None:
         entry = self._entry(shard)
         if self._cached is None or not self._cached.keeps(entry):
@@ -315,11 +288,6 @@ class RemoteTokens(RawTokens):
 
     def _path(self, shard: int) -> str:
         return f"{self._remote.place}/{self._entry(shard).name}"
-
-
-def _bytes_of(tokens: np.ndarray) -> np.ndarray:
-    """The bytes of contiguous tokens, without a copy."""
-    return tokens.reshape(-1).view(np.uint8)
 
 
 def read_at(descriptor: int, offset: int, view: memoryview) -> int:

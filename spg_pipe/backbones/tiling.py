@@ -32,7 +32,8 @@ def tiled(
     """A backbone that looks at large images tile by tile.
 
     Its `spec.preprocess.size` is the largest side; a layer's grid covers the whole image. With
-    several sides every layer comes once for each, named as `TokenKey.name` says.
+    several sides every layer comes once for each, named as `TokenKey.name` says. An `SpgError` if a
+    side does not fit, or there would be too many tiles.
 
     Parameters
     ----------
@@ -45,11 +46,6 @@ def tiled(
         Least share of a tile's side that its neighbour sees, too; below 1.
     at_once : int
         Tiles in a forward pass.
-
-    Raises
-    ------
-    SpgError
-        If a side does not fit, or there would be too many tiles.
     """
     return TiledBackbone(inner, check_sides(sides, inner.spec, overlap), at_once)
 

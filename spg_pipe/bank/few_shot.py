@@ -215,17 +215,14 @@ def score_few_shot(
 ) -> Scores:
     """Judge every image of a target by the bank of its category and write a scores folder.
 
+    An `SpgError` if the detector's backbone is not the store's, or it has no additive decision.
+
     Parameters
     ----------
     detector : Detector, optional
         What the banks are added to; without it they judge alone.
     score : ScoreParams, optional
         Default: what the detector was made for.
-
-    Raises
-    ------
-    SpgError
-        If the detector's backbone is not the store's, or it has no additive decision.
     """
     if detector is not None:
         detector.check_backbone(store.spec.backbone, f"The store {store.path}")

@@ -88,17 +88,15 @@ class MemoryBank:
     ) -> "MemoryBank":
         """From normal images that were read.
 
+        An `SpgError` if there are fewer patches than neighbours, or one image and several
+        neighbours.
+
         Parameters
         ----------
         tokens_of : callable
             By which they were read: called once more for some of very many.
         size : int
             S: side of the maps, pixels.
-
-        Raises
-        ------
-        SpgError
-            If there are fewer patches than neighbours, or one image and several neighbours.
         """
         grids, n, k = read.grids, len(read.images), params.neighbours
         held_out = has_coreset(read)

@@ -60,7 +60,8 @@ def judge(
 
     Of an image in tiles the additive rule judges each tile alone, as the detector learnt to judge
     single views, and the image is as anomalous as its worst tile: a defect of a few pixels is lost
-    in the mean of a large image. Patches are those of the image as a whole.
+    in the mean of a large image. Patches are those of the image as a whole. An `SpgError` if the
+    rule is `additive` and the detector has no decision, or a score is not finite.
 
     Parameters
     ----------
@@ -71,11 +72,6 @@ def judge(
     kept : Kept, optional
         Which pixels count; something must of every image. A tile that is wholly ignored is never
         the worst.
-
-    Raises
-    ------
-    SpgError
-        If the rule is `additive` and the detector has no decision, or a score is not finite.
     """
     size = seen.preprocess.size
     keyed, shapes = seen.keyed(tokens), seen.keyed(grids)

@@ -64,15 +64,12 @@ class MaskRegions:
     def regions(self, image: int, counts: np.ndarray | None = None) -> Regions:
         """The regions of an image's mask; none where there is no mask.
 
+        An `SpgError` if the manifest and the store do not list the same images.
+
         Parameters
         ----------
         counts : (H, W) bool, optional
             Pixels that count; the regions of these are of shape (1, their number).
-
-        Raises
-        ------
-        SpgError
-            If the manifest and the store do not list the same images.
         """
         shape = self.shape(image)
         if counts is not None:

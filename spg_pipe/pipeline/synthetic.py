@@ -40,6 +40,8 @@ def synthesise(
 ) -> dict[str, object]:
     """Paint defects on a folder's normal images.
 
+    An `SpgError` if the source is no folder; otherwise as `build_manifest` and `write_synthetic`.
+
     Parameters
     ----------
     made
@@ -54,11 +56,6 @@ def synthesise(
     dict
         `root`; `written`, false if the very set was there already; the numbers of `normal` and
         `anomalous` images.
-
-    Raises
-    ------
-    SpgError
-        If the source is no folder; otherwise as `build_manifest` and `write_synthetic`.
     """
     from spg_pipe.datasets.build import build_manifest
     from spg_pipe.datasets.layouts.synthetic import read_synthetic

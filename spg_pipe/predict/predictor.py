@@ -142,6 +142,8 @@ def load_predictor(
 ) -> Predictor:
     """A detector with its backbone.
 
+    An `SpgError` if the backbone cannot be loaded or is not the detector's, or a side does not fit.
+
     Parameters
     ----------
     tiles : sequence of int
@@ -151,11 +153,6 @@ def load_predictor(
         A file of the backbone's weights.
     exact : bool
         The backbone computes in float32, whatever precision the detector allows.
-
-    Raises
-    ------
-    SpgError
-        If the backbone cannot be loaded or is not the detector's, or a side does not fit.
     """
     spec = detector.record.backbone
     if tiles:

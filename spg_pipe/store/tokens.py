@@ -97,17 +97,14 @@ class TokenArray(ABC):
     def read(self, images: np.ndarray, out: np.ndarray) -> None:
         """Read patch tokens of some images.
 
+        An `SpgError` if they cannot be read or are damaged, or the store was replaced.
+
         Parameters
         ----------
         images : (k,) int
             Image rows, in any order.
         out : (k, N, D)
             In the store's dtype; each image's part must be contiguous.
-
-        Raises
-        ------
-        SpgError
-            If they cannot be read or are damaged, or the store was replaced.
         """
 
     def _require_intact(self, images: np.ndarray, tokens: np.ndarray, place: Path | str) -> None:

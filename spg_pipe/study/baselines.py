@@ -84,12 +84,8 @@ def dissimilarity() -> Values:
 def logistic_regression(store: FeatureStore, seed: int) -> Values:
     """scikit-learn on unit patch tokens, for each layer: normal patches and such with a defect.
 
-    The latter count by the defective share of their area.
-
-    Raises
-    ------
-    SpgError
-        If no patch has a defect, or all have.
+    The latter count by the defective share of their area. An `SpgError` if no patch has a defect,
+    or all have.
     """
     sides: dict[str, tuple[Tensor, float]] = {}
     for layer in store.layers:

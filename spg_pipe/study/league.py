@@ -68,18 +68,13 @@ def league(run: RecipeRun) -> Result:
     """Judge every combination of the recipe's `choose` on every direction, with every seed.
 
     SAEs, and trained guides of the published recipe, are made if they are missing. Jobs run in
-    processes of their own, as those of `compare`.
+    processes of their own, as those of `compare`. An `SpgError` if the recipe has no `choose`, does
+    not use contrast guides and the additive rule, or some target is part of every direction.
 
     Returns
     -------
     Result
         See `Standings.rows`; also written to league/<name>.csv.
-
-    Raises
-    ------
-    SpgError
-        If the recipe has no `choose`, does not use contrast guides and the additive rule, or some
-        target is part of every direction.
     """
     settings, ways = _settings(run), run.params.directions
     require_writable(path := run.paths.league)

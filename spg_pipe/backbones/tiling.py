@@ -137,13 +137,7 @@ def blend(places: Sequence[int], length: int, total: int) -> Tensor:
 
     They fall from a tile's middle to its borders, where a network has seen least around a patch,
     and those of all tiles that cover a cell add up to one: maps have no seams.
-
-    Parameters
-    ----------
-    places : sequence of int
-        First cell of each tile, of `total` cells.
-    length : int
-        Cells of a tile.
+    `places` are the first cells of the tiles, of `length` cells each, among `total` cells.
     """
     ramp = torch.arange(length) + 0.5
     ramp = torch.minimum(ramp, length - ramp).double()

@@ -113,10 +113,7 @@ def banks_of(
 ) -> Banks:
     """A bank for each category of a target, from the images that `normals_of` finds.
 
-    Raises
-    ------
-    SpgError
-        As `normals_of` and `MemoryBank.of`.
+    An `SpgError` as of `normals_of` and `MemoryBank.of`.
     """
     rows = normals_of(stores, target)
     banks = {}

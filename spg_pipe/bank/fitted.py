@@ -195,17 +195,8 @@ def fit_bank(
 ) -> FittedBank:
     """A bank of normal images, and what it says of each of them without itself.
 
-    Each image's tokens are computed once; of very many images twice.
-
-    Parameters
-    ----------
-    seen : BackboneSpec
-        How the tokens are made.
-
-    Raises
-    ------
-    SpgError
-        As `MemoryBank.of`.
+    Each image's tokens are computed once; of very many images twice. `seen` says how.
+    An `SpgError` as of `MemoryBank.of`.
     """
     guides = _Guides(goods, detector, seen)
     fusible = detector.record.rule.rule == "additive"

@@ -135,12 +135,8 @@ def groups_of(normal: np.ndarray, anomalous: np.ndarray) -> Groups:
 def f1_threshold(labelled: Groups, *, pixels: bool = False) -> float:
     """Just below the lowest score that the highest F1 calls anomalous.
 
-    Parameters
-    ----------
-    labelled : Groups
-        With both kinds.
-    pixels : bool
-        A group may span several scores, so the threshold takes no room: it is the next number.
+    `labelled` has both kinds. Of pixels a group may span several scores, so the threshold takes no
+    room: it is the next number.
     """
     return _just_below(labelled, f1_max(labelled)[1], pixels=pixels)
 
@@ -148,13 +144,7 @@ def f1_threshold(labelled: Groups, *, pixels: bool = False) -> float:
 def recall_threshold(labelled: Groups, recall: float, *, pixels: bool = False) -> float:
     """The highest threshold with this share of anomalous images, or pixels, above it.
 
-    Parameters
-    ----------
-    labelled : Groups
-        With something anomalous.
-    recall : in (0, 1].
-    pixels : bool
-        As for `f1_threshold`.
+    `labelled` has something anomalous, `recall` is in (0, 1], `pixels` as for `f1_threshold`.
     """
     needed = math.ceil(recall * labelled.n_anomalous - _ROUNDING)
     score = labelled.score[int(np.searchsorted(labelled.tp, needed))]

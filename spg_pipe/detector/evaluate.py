@@ -101,10 +101,8 @@ def evaluate_scores(
 
     Parameters
     ----------
-    scores : Scores
     store : FeatureStore
         The target's store: masks at S×S and labels.
-    params : MetricParams
     manifest : Manifest, optional
         Needed for `resolution: original`, which reads the masks at the images' own sizes.
     calibration : Calibration, optional

@@ -147,10 +147,7 @@ def _add_up(
 def _worst(patches: Patches, tiles: list[Judged], nothing: np.ndarray) -> Judged:
     """Each image's columns and map are those of the tile with the highest score.
 
-    Parameters
-    ----------
-    nothing : (tiles, B) or (tiles, 1) bool
-        The tile is wholly ignored.
+    `nothing` (tiles, B) or (tiles, 1): the tile is wholly ignored.
     """
     scores = np.array([tile.columns["score"] for tile in tiles])
     worst = np.argmax(np.where(nothing, -np.inf, scores), axis=0)

@@ -195,10 +195,7 @@ def contrast_guides(
 ) -> tuple[list[Made], np.ndarray]:
     """Contrast guides of every plan, from one pass over the store; and each image's fold (n,).
 
-    Raises
-    ------
-    SpgError
-        As `make_detector`.
+    An `SpgError` as of `make_detector`.
     """
     for plan in plans:
         check_sae(store, plan.saes)
@@ -222,12 +219,8 @@ def guides_from_sums(
 ) -> Made:
     """Contrast guides of a dictionary, and those without each fold.
 
-    An `SpgError` if nothing has patches with and without a defect.
-
-    Parameters
-    ----------
-    among : (n,) bool, optional
-        The images to learn from. Default: all.
+    Images `among` (n,) are learnt from, by default all. An `SpgError` if nothing has patches with and
+    without a defect.
     """
     layers: dict[str, LayerGuides] = {}
     sides: dict[str, Sides] = {}

@@ -42,14 +42,7 @@ _CACHE = RegionCache()
 
 
 class MaskRegions:
-    """A store's masks at S×S, or with a manifest at the images' own sizes.
-
-    Parameters
-    ----------
-    store : FeatureStore
-    manifest : Manifest, optional
-        Masks are then read from the data folder again.
-    """
+    """A store's masks at S×S, or with a manifest at the images' own sizes, from the data folder."""
 
     def __init__(self, store: FeatureStore, manifest: Manifest | None = None) -> None:
         self._store, self._manifest = store, manifest

@@ -101,10 +101,7 @@ class Detector:
     def own_images_note(self, target: str, contents: Set[str]) -> str:
         """What to say of a target that holds images of `painted_on`; empty if it holds none.
 
-        Parameters
-        ----------
-        contents
-            `source_id` of the target's images.
+        `contents` are the `source_id` of the target's images.
         """
         if not (shared := len(contents & set(self.record.painted_on))):
             return ""

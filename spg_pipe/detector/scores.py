@@ -272,10 +272,7 @@ def write_scores(
 ) -> Scores:
     """Judge every image of a store, by whatever judges, and write scores/<run>/.
 
-    Parameters
-    ----------
-    record : ScoresRecord
-        Without its fingerprint and digests.
+    `record` lacks its fingerprint and digests.
     """
     parts = parts_of(store, judge_batch, device=device, progress=progress)
     return _write_parts(store, path, parts, record)

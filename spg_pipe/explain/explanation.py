@@ -152,7 +152,8 @@ def explain(
     """Take the scores of a batch of images apart.
 
     Sums are float64 over the same float32 tokens that were judged; they agree with the scores to
-    about 1e-6. Which pixels count as the map's highest is taken as it is.
+    about 1e-6. Which pixels count as the map's highest is taken as it is. An `SpgError` as of
+    `judge`.
 
     Parameters
     ----------
@@ -167,11 +168,6 @@ def explain(
         What was said of these tokens, if it is known, also with a bank: its share is a component.
     kept : Kept, optional
         Which pixels count.
-
-    Raises
-    ------
-    SpgError
-        As `judge`.
     """
     seen, rule = seen or detector.record.backbone, rule or detector.record.rule
     grids = grids or {name: detector.layers[name].grid for name in tokens}

@@ -33,6 +33,8 @@ class SpgPro:
 def spg_metrics(accumulator: SortAccumulator) -> PixelMetrics:
     """Pixel metrics of a category as the reference computes them.
 
+    An `SpgError` where the reference fails with a ValueError; see `spg_pro`.
+
     Parameters
     ----------
     accumulator : the scores of all images of the category.
@@ -41,10 +43,6 @@ def spg_metrics(accumulator: SortAccumulator) -> PixelMetrics:
     -------
     Metrics with `pro` ("fast", "slow") instead of `aupro`, and the F1 threshold for score >
     threshold.
-
-    Raises
-    ------
-    SpgError : where the reference fails with a ValueError; see `spg_pro`.
     """
     pro, scores, exact = spg_pro(accumulator), accumulator.sorted(), accumulator.compute()
     return replace(

@@ -66,6 +66,8 @@ def open_dask(path: Path | str, *, chunk_images: int | None = None) -> dict[str,
 def open_xarray(path: Path | str, *, chunk_images: int | None = None) -> "xr.Dataset":
     """A store as an xarray Dataset: what `xarray.open_zarr` gives, checked and in larger chunks.
 
+    An `SpgError` as of `open_dask`.
+
     Parameters
     ----------
     path, chunk_images
@@ -76,11 +78,6 @@ def open_xarray(path: Path | str, *, chunk_images: int | None = None) -> "xr.Dat
     xarray.Dataset
         Variables with the dimensions of docs/store.md and the store's attributes. Tokens, prefix
         tokens and masks are Dask arrays; the small arrays are read at once.
-
-    Raises
-    ------
-    SpgError
-        As `open_dask`.
     """
     import xarray as xr
 

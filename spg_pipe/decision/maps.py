@@ -30,7 +30,7 @@ _TRUNCATE = 4.0
 
 
 def raw_maps(patches: Mapping[str, Tensor], size: int | tuple[int, int]) -> Tensor:
-    """Mean (B, H, W) over layers of upsampled patch probabilities (B, h, w), all float32 in [0, 1]."""
+    """Mean (B, H, W) over layers of upsampled patch probabilities (B, h, w) float32."""
     return torch.stack([upsample(values, size) for values in patches.values()]).mean(dim=0)
 
 

@@ -219,7 +219,7 @@ def guides_from_sums(
 ) -> Made:
     """Contrast guides of a dictionary, and those without each fold.
 
-    Images `among` (n,) are learnt from, by default all. An `SpgError` if nothing has patches with and
+    Learnt from the images `among` (n,), or all. An `SpgError` if nothing has patches with and
     without a defect.
     """
     layers: dict[str, LayerGuides] = {}

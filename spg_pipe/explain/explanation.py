@@ -95,12 +95,8 @@ class Explanation:
     def atom_map(self, image: int, name: str, atom: int) -> np.ndarray:
         """An atom's part of the map of some tokens, (h, w) float64.
 
-        Parameters
-        ----------
-        name : str
-            Of tokens: a layer, with a side where images are in tiles of several sides.
-        atom : int
-            Latent of the layer's SAE.
+        `name` is that of tokens: a layer, with a side where images are in tiles of several sides;
+        `atom` a latent of the layer's SAE.
         """
         return self.fields[name].of_atom(image, atom)
 

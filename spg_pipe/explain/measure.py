@@ -62,11 +62,7 @@ def measure(
 
     An `SpgError` if a store lacks a layer, or the counts would take too much memory.
 
-    Parameters
-    ----------
-    beside : callable, optional
-        Is shown every batch with the tokens of all layers.
-    progress : callable (images done, images in all), optional
+    `beside` is shown every batch with the tokens of all layers, `progress` images done and in all.
     """
     categories = tuple(sorted({name for of_store in category_names(stores) for name in of_store}))
     _require_memory(measures, len(categories))

@@ -109,14 +109,8 @@ def _thresholds(scores: SortedScores) -> np.ndarray:
 def one_score_below(threshold: float, *sorted_scores: np.ndarray) -> float:
     """The threshold t for score > t that selects what score >= threshold does.
 
-    Parameters
-    ----------
-    threshold : one of the scores, or NaN.
-    sorted_scores : ascending; together all scores.
-
-    Returns
-    -------
-    The next distinct score below; the next float where there is none; NaN for NaN.
+    It is the next distinct score below, of all in `sorted_scores` (ascending) together; the next
+    float where there is none; NaN for NaN.
     """
     if np.isnan(threshold):
         return float("nan")

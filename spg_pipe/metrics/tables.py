@@ -100,9 +100,7 @@ class MetricsTable:
 def seen_in(synthetic: Mapping[str, object]) -> str:
     """The supervision of a detector alone, from what is known of its auxiliary set.
 
-    Parameters
-    ----------
-    synthetic : on how many `normal_images` the set's defects were painted; empty for real ones.
+    `synthetic`: on how many `normal_images` the set's defects were painted; empty for real ones.
     """
     if not synthetic:
         return ZERO_SHOT

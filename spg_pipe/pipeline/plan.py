@@ -212,10 +212,7 @@ def shard_bytes(setting: Setting) -> float:
 def kept_bytes(setting: Setting, stage: str, row: float, mask: float) -> float:
     """Bytes in memory for each image of the whole set, by stage.
 
-    Parameters
-    ----------
-    row, mask : float
-        Of an image's row in a table, and of its mask as it is kept.
+    `row` and `mask` are those of an image's row in a table, and of its mask as it is kept.
     """
     kept = {"extract": 2 * row, "score": 3 * row, "evaluate": 3 * row + mask}
     # Sums of two classes and a feature, and later components by two sets of guides: float32, in

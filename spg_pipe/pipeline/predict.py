@@ -142,12 +142,8 @@ def predict_images(
 ) -> Summary:
     """Read the images and what judges them, judge, write the results.
 
-    An `SpgError` if no image at all could be judged, or one and `ask.strict`.
-
-    Parameters
-    ----------
-    listener : callable
-        Is given each image's lines as they are done.
+    `listener` is given each image's lines as they are done. An `SpgError` if no image at all could
+    be judged, or one and `ask.strict`.
     """
     if ask.explained:
         require_guides(alone=ask.alone)

@@ -31,15 +31,9 @@ _IGNORED = ("artifacts/*", "!artifacts/metrics/", "predictions/", "explanations/
 def recipe_text(name: str, folders: Mapping[str, Path], base: Path = Path()) -> str:
     """The text of a ready-made recipe, or of a file `*.yaml`, complete for `dvc repro`.
 
+    `folders`: place of a ready-made recipe (`data`, `mvtec`, `visa`) → folder, relative to `base`.
     An `SpgError` if there is no such recipe, or it is not valid, or its folders are not those
     given.
-
-    Parameters
-    ----------
-    folders
-        Place of a ready-made recipe (`data`, `mvtec`, `visa`) → folder.
-    base
-        Where relative folders start.
     """
     if Path(name).suffix not in (".yaml", ".yml"):
         text = fill_recipe(name, folders, base)

@@ -83,10 +83,7 @@ class Predictor:
     def judge(self, pixels: Sequence[np.ndarray], kept: Sequence[np.ndarray | None] = ()) -> Judged:
         """Scores and patch grids of some images.
 
-        Parameters
-        ----------
-        kept : sequence of (S, S) float32 or None, optional
-            Of each image how much each pixel of the square counts; see `View.kept`.
+        `kept` (S, S) float32 of each: how much each pixel of the square counts; see `View.kept`.
         """
         return self._judge(*self.tokens(pixels), Kept.of(kept))
 

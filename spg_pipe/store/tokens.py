@@ -53,10 +53,7 @@ class Unchanged:
 class Checksums:
     """Holds an image's tokens against their crc32c the first time that they are read.
 
-    Parameters
-    ----------
-    expected : (n,) uint32
-        Of each image of the store, as it says itself.
+    `expected` (n,) uint32: of each image of the store, as it says itself.
     """
 
     def __init__(self, expected: np.ndarray) -> None:

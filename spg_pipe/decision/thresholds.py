@@ -22,17 +22,13 @@ def conformal_threshold(scores: np.ndarray, false_alarms: float) -> float:
     """Just above the ⌈(n + 1)(1 − α)⌉-th smallest of the scores of normal images.
 
     A new normal image is above it with a probability of at most α, over the draw of all n + 1
-    images, if these are exchangeable.
+    images, if these are exchangeable. An `UnsuitableError` if n < ⌈1/α⌉ − 1: no image's score is
+    high enough.
 
     Parameters
     ----------
     scores : (n,) floats
     false_alarms : α in (0, 1).
-
-    Raises
-    ------
-    UnsuitableError
-        If n < ⌈1/α⌉ − 1: no image's score is high enough.
     """
     n = len(scores)
     above = min(math.floor((n + 1) * false_alarms + _ROUNDING), n)
@@ -50,18 +46,14 @@ def tolerance_threshold(scores: np.ndarray, false_alarms: float, confidence: flo
 
     With probability `confidence` over the draw of these images, which must be independent, the
     false-alarm rate of this very threshold is at most α: that of the k-th smallest of n has, for
-    scores without ties, the distribution Beta(n − k + 1, k) (Wilks 1941).
+    scores without ties, the distribution Beta(n − k + 1, k) (Wilks 1941). An `UnsuitableError` if 1
+    − (1 − α)ⁿ < 1 − δ: not even the highest score is such a bound.
 
     Parameters
     ----------
     scores : (n,) floats
     false_alarms : α in (0, 1).
     confidence : 1 − δ in (0, 1).
-
-    Raises
-    ------
-    UnsuitableError
-        If 1 − (1 − α)ⁿ < 1 − δ: not even the highest score is such a bound.
     """
     from scipy.special import betainc  # here, as scipy takes half a second
 

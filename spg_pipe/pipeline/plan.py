@@ -190,19 +190,6 @@ def _images_seen(sae: SaeParams, images: int, patches: int) -> int:
     return math.ceil(sae.tokens / patches) if sae.tokens else sae.epochs * images
 
 
-def store_bytes(setting: Setting, images: int) -> int:
-    """Bytes of a store's tokens and prefix tokens, to the byte (docs/store.md, "Files")."""
-    shard = min(images, SHARD_IMAGES)
-    shards = math.ceil(images / shard)
-    index = shards * (16 * shard + 4)
-    return sum(
-        images * setting.image_bytes(layer)
-        + index
-        + shards * shard * len(shape.prefix) * shape.dim * setting.itemsize
-        for layer, shape in setting.layers.items()
-    )
-
-
 def shard_bytes(setting: Setting) -> float:
     """Bytes in memory for each image of a shard, during extraction."""
     tokens = sum(setting.image_bytes(layer) for layer in setting.layers)

@@ -42,9 +42,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Undisturb
     found = {}
     for command in COMMANDS:
         before = shutil.copytree(folder, base / command)
-        with watched(folder) as deeds:
-            must(spg(*words_of(command), cwd=folder))
-        found[command] = Undisturbed(before, held(folder), deeds)
+        must(spg(*words_of(command), cwd=folder))  # imports, too, which look into folders
+        again = shutil.copytree(before, base / "again" / command)
+        with watched(again) as deeds:
+            must(spg(*words_of(command), cwd=again))
+        found[command] = Undisturbed(before, held(again), deeds)
     return found
 
 

@@ -35,15 +35,12 @@ def file_digests(folder: Path, *names: str) -> dict[str, str]:
 def require_files(folder: Path, digests: Mapping[str, str], what: str, command: str) -> None:
     """Hold files of a folder against their digests (`file_digests`).
 
+    A `DamagedError` if a file is missing or holds other bytes.
+
     Parameters
     ----------
     what, command : str
         For the error: the artefact's name in words, and the command that makes it again.
-
-    Raises
-    ------
-    DamagedError
-        If a file is missing or holds other bytes.
     """
     for name, sha256 in digests.items():
         _content(folder, name, sha256, what, command)

@@ -52,14 +52,7 @@ Run = Callable[[Tensor, list[int]], Iterable[LayerTokens]]
 class Network:
     """A network of a library as a `Backbone`.
 
-    Parameters
-    ----------
-    spec : BackboneSpec
-    device : str
-        Where the network's weights are.
-    indices : mapping
-        Layer of `spec` → the library's number of that feature.
-    run : Run
+    `device` is where its weights are; `indices`: layer of `spec` → the library's number of it.
     """
 
     def __init__(
@@ -96,10 +89,7 @@ def stand_in(patches: Tensor, prefix: Prefix, kept: Tensor | None = None) -> Ten
 def mean_token(patches: Tensor, kept: Tensor | None = None) -> Tensor:
     """The mean patch token: (B, N, D) → (B, D).
 
-    Parameters
-    ----------
-    kept : (B, N) in [0, 1], optional
-        How much each patch counts. Where that is 1 for all, the mean has the same bits without it.
+    `kept` (B, N) in [0, 1] is how much each patch counts; 1 for all gives the same bits as None.
     """
     mean = patches.mean(dim=1)
     if kept is None:

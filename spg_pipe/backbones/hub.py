@@ -26,6 +26,9 @@ def weights_for(
 ) -> Weights:
     """The weights of the file that was named, else of an installed package, else of the hub.
 
+    An `SpgError` if the file, the package or the hub's files cannot be read, or the hub asks for a
+    login.
+
     Parameters
     ----------
     repo : str, optional
@@ -36,11 +39,6 @@ def weights_for(
         The first of these that the repository has is taken.
     url : str, optional
         Where the weights are, for the message where no hub has them.
-
-    Raises
-    ------
-    SpgError
-        If the file, the package or the hub's files cannot be read, or the hub asks for a login.
     """
     info = request.info
     if request.weights is not None:

@@ -28,6 +28,9 @@ def load_backbone(
 ) -> Network:
     """Load a frozen backbone with its weights.
 
+    An `SpgError` for an unknown name or layer, a size that does not fit, or weights that cannot be
+    had.
+
     Parameters
     ----------
     name : str
@@ -55,11 +58,6 @@ def load_backbone(
     -------
     Network
         A `Backbone` in evaluation mode; calling it records no gradients.
-
-    Raises
-    ------
-    SpgError
-        For an unknown name or layer, a size that does not fit, or weights that cannot be had.
     """
     if norm not in (None, "post", "pre"):
         raise SpgError(f"Unknown norm {norm!r}: expected 'post' or 'pre'.")

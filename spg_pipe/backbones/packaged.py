@@ -49,10 +49,7 @@ class PackagedFile:
     def state(self) -> StateDict:
         """The tensors of the file in timm's naming.
 
-        Raises
-        ------
-        SpgError
-            If the package is not installed, or the file is not the expected one.
+        An `SpgError` if the package is not installed, or the file is not the expected one.
         """
         path = self.find()
         if path is None:

@@ -32,7 +32,8 @@ def tiled(
     """A backbone that looks at large images tile by tile.
 
     Its `spec.preprocess.size` is the largest side; a layer's grid covers the whole image. With
-    several sides every layer comes once for each, named as `TokenKey.name` says.
+    several sides every layer comes once for each, named as `TokenKey.name` says. An `SpgError` if a
+    side does not fit, or there would be too many tiles.
 
     Parameters
     ----------
@@ -45,11 +46,6 @@ def tiled(
         Least share of a tile's side that its neighbour sees, too; below 1.
     at_once : int
         Tiles in a forward pass.
-
-    Raises
-    ------
-    SpgError
-        If a side does not fit, or there would be too many tiles.
     """
     return TiledBackbone(inner, check_sides(sides, inner.spec, overlap), at_once)
 
@@ -141,13 +137,7 @@ def blend(places: Sequence[int], length: int, total: int) -> Tensor:
 
     They fall from a tile's middle to its borders, where a network has seen least around a patch,
     and those of all tiles that cover a cell add up to one: maps have no seams.
-
-    Parameters
-    ----------
-    places : sequence of int
-        First cell of each tile, of `total` cells.
-    length : int
-        Cells of a tile.
+    `places` are the first cells of the tiles, of `length` cells each, among `total` cells.
     """
     ramp = torch.arange(length) + 0.5
     ramp = torch.minimum(ramp, length - ramp).double()

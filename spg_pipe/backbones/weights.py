@@ -55,12 +55,8 @@ def read_state_dict(path: Path) -> StateDict:
     """Read tensors by name from ``.safetensors`` or a pickle-free ``.pth``/``.pt``/``.bin``.
 
     A dict nested under ``model``, ``state_dict``, ``teacher``, … is unwrapped, and a prefix
-    ``module.`` or ``backbone.`` is removed.
-
-    Raises
-    ------
-    SpgError
-        If the file is missing, damaged, of another kind, or holds anything but tensors.
+    ``module.`` or ``backbone.`` is removed. An `SpgError` if the file is missing, damaged, of
+    another kind, or holds anything but tensors.
     """
     if not path.is_file():
         raise SpgError(f"No weight file {path.name!r} in {path.parent}. Pass `--weights FILE`.")

@@ -113,10 +113,7 @@ def banks_of(
 ) -> Banks:
     """A bank for each category of a target, from the images that `normals_of` finds.
 
-    Raises
-    ------
-    SpgError
-        As `normals_of` and `MemoryBank.of`.
+    An `SpgError` as of `normals_of` and `MemoryBank.of`.
     """
     rows = normals_of(stores, target)
     banks = {}
@@ -215,17 +212,14 @@ def score_few_shot(
 ) -> Scores:
     """Judge every image of a target by the bank of its category and write a scores folder.
 
+    An `SpgError` if the detector's backbone is not the store's, or it has no additive decision.
+
     Parameters
     ----------
     detector : Detector, optional
         What the banks are added to; without it they judge alone.
     score : ScoreParams, optional
         Default: what the detector was made for.
-
-    Raises
-    ------
-    SpgError
-        If the detector's backbone is not the store's, or it has no additive decision.
     """
     if detector is not None:
         detector.check_backbone(store.spec.backbone, f"The store {store.path}")

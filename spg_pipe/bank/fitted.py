@@ -86,15 +86,12 @@ class FittedBank:
     ) -> Judged:
         """Judge images by the bank, alone or with the detector, and beside the bank's own goods.
 
+        An `SpgError` if the tokens have another grid or width than the bank's.
+
         Parameters
         ----------
         tokens, seen, kept
             As for `detector.judge.judge`.
-
-        Raises
-        ------
-        SpgError
-            If the tokens have another grid or width than the bank's.
         """
         for layer, (h, w) in self.record.grids.items():
             patches, width = tokens[layer].shape[1] - 1, self.memory.kept[layer].shape[1]
@@ -143,13 +140,7 @@ class FittedBank:
 
     @classmethod
     def load(cls, path: Path, *, device: str = "cpu") -> "FittedBank":
-        """Read a bank's folder.
-
-        Raises
-        ------
-        SpgError
-            If it is missing, damaged or of another format.
-        """
+        """Read a bank's folder; an `SpgError` if it is missing, damaged or of another format."""
         record = read_record(path / _CONFIG, BankRecord, "bank", MAKE)
         digest = record.tensors_sha256
         tensors = load_tensors(path / _TENSORS, digest, "bank", MAKE, most=_MOST_BYTES)
@@ -204,17 +195,8 @@ def fit_bank(
 ) -> FittedBank:
     """A bank of normal images, and what it says of each of them without itself.
 
-    Each image's tokens are computed once; of very many images twice.
-
-    Parameters
-    ----------
-    seen : BackboneSpec
-        How the tokens are made.
-
-    Raises
-    ------
-    SpgError
-        As `MemoryBank.of`.
+    Each image's tokens are computed once; of very many images twice. `seen` says how.
+    An `SpgError` as of `MemoryBank.of`.
     """
     guides = _Guides(goods, detector, seen)
     fusible = detector.record.rule.rule == "additive"

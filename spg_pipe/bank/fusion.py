@@ -42,12 +42,7 @@ def footing(
 ) -> Footing:
     """Judge the normal images that gave the bank its scale.
 
-    Parameters
-    ----------
-    tokens_of : callable
-        Of the images that the bank was made of, at most `batch` at a time.
-    seen : BackboneSpec
-        How the tokens were made.
+    `tokens_of` gives tokens, made as `seen` says, of at most `batch` of its images at a time.
     """
     rule, judged = detector.record.rule, list[Judged]()
     for start in range(0, len(bank.apart), batch):
@@ -110,13 +105,7 @@ def judge_fused(
 ) -> Judged:
     """The bank's map where the guides confirm it, and its image score as one more addend.
 
-    Parameters
-    ----------
-    distances : Distances
-        Of the same B images.
-    tokens, seen, kept
-        As for `judge`.
-    footings : sequence of B
+    `distances` and `footings` are of the same B images; the rest is as for `judge`.
     """
     grids = {layer: (v.shape[1], v.shape[2]) for layer, v in distances.patches.items()}
     judged = judge(detector, tokens, grids, seen, detector.record.rule, kept)

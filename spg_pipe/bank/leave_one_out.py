@@ -42,14 +42,7 @@ def leave_one_out(
 
     Exact where all patches are kept. With a coreset an image is judged by one of three quarters of
     the images, not its own; and the others, which give the scale, by such ones that may have seen
-    it.
-
-    Parameters
-    ----------
-    bank : MemoryBank
-        Of all of them.
-    read, tokens_of
-        As for `MemoryBank.of`.
+    it. `bank` is of all of them; `read` and `tokens_of` are as for `MemoryBank.of`.
 
     Returns
     -------

@@ -86,19 +86,10 @@ class MemoryBank:
         *,
         device: str = "cpu",
     ) -> "MemoryBank":
-        """From normal images that were read.
+        """From normal images read by `tokens_of`, which is called again for some of very many.
 
-        Parameters
-        ----------
-        tokens_of : callable
-            By which they were read: called once more for some of very many.
-        size : int
-            S: side of the maps, pixels.
-
-        Raises
-        ------
-        SpgError
-            If there are fewer patches than neighbours, or one image and several neighbours.
+        `size` is S, the side of the maps in pixels. An `SpgError` if there are fewer patches than
+        neighbours, or one image and several neighbours.
         """
         grids, n, k = read.grids, len(read.images), params.neighbours
         held_out = has_coreset(read)

@@ -81,13 +81,9 @@ class NormalPatches(NamedTuple):
 
 
 def are_among(means: Tensor, known: Tensor) -> np.ndarray:
-    """Which images are, by their mean tokens, the same as one of some others: (B,) bool.
+    """Which images are, by their mean tokens, the same as one of n ≥ 0 others: (B,) bool.
 
-    Parameters
-    ----------
-    means : (B, D) float32
-    known : (n, D) float32
-        Of the others; n may be 0.
+    `means` (B, D) and `known` (n, D) are float32.
     """
     if not len(known):
         return np.zeros(len(means), bool)
@@ -138,14 +134,8 @@ def read_normals(
 ) -> NormalPatches:
     """Read all of some normal images and keep what a bank is made of.
 
-    A patch that counts for nothing becomes a token of length 0, to which none is near.
-
-    Parameters
-    ----------
-    tokens_of : callable
-        Called with at most `batch` images at a time.
-    images : int
-        How many there are, copies included.
+    A patch that counts for nothing becomes a token of length 0, to which none is near. `tokens_of`
+    is called with at most `batch` of the `images`, copies included, at a time.
     """
     kept, grids, chosen = Tokens(), Grids(), list[int]()
     means, generators = torch.empty(0), dict[str, torch.Generator]()

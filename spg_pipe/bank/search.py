@@ -43,13 +43,8 @@ def highest_products(
 ) -> Tensor:
     """The k largest products of each query, (m, k) on the CPU, by multiplication in blocks.
 
-    Parameters
-    ----------
-    queries : (m, D) float32
-    vectors : (n, D) float32
-        On the device that multiplies.
-    without : slice, optional
-        Vectors to leave out; at least k are left.
+    `queries` (m, D) and `vectors` (n, D) are float32, these on the device that multiplies;
+    `without` leaves some of them out, and k at least in.
     """
     found = []
     for part in queries.to(vectors.device).split(max(1, _PRODUCTS // len(vectors))):
@@ -63,13 +58,8 @@ def highest_products(
 def highest_by_image(queries: Tensor, images: Tensor, k: int) -> Tensor:
     """The k largest products of each query with the vectors of each image: (m, n, k) on the CPU.
 
-    Fewer than k vectors are filled up with −∞.
-
-    Parameters
-    ----------
-    queries : (m, D) float32
-    images : (n, N, D) float32
-        On the device that multiplies.
+    Fewer than k vectors are filled up with −∞. `queries` (m, D) and `images` (n, N, D) are
+    float32, these on the device that multiplies.
     """
     count, size, width = images.shape
     found = torch.full((len(queries), count, k), -torch.inf)

@@ -193,11 +193,8 @@ class Calibration(Record):
 def place_beside(judges: Path) -> Path:
     """Where a calibration lies: the name of what judges and "-calibration.json".
 
-    Parameters
-    ----------
-    judges : Path
-        The folder of the bank or of the normal images, if there are such, else of the detector: a
-        detector may judge several products, each beside a bank of its own.
+    What judges is the folder of the bank or of the normal images, else of the detector:
+    a detector may judge several products, each beside a bank of its own.
     """
     folder = judges.resolve()
     return folder.with_name(f"{folder.name}-calibration.json")

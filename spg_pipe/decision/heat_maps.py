@@ -100,12 +100,6 @@ def _grown(mask: np.ndarray) -> np.ndarray:
     return wide
 
 
-def colour_bar(width: int = 256, height: int = 16) -> np.ndarray:
-    """The scale from low to high, as `overlay` paints it on medium grey; (height, width, 3)."""
-    ramp = np.broadcast_to(np.linspace(0, 1, width, dtype=np.float32), (height, width))
-    return overlay(np.full((height, width, 3), 128, np.uint8), ramp)
-
-
 def palette() -> list[int]:
     """Red, green and blue of 256 levels of a map alone, for a picture of one byte a pixel."""
     colours = colormaps[COLOUR_MAP](np.arange(256))[:, :3]

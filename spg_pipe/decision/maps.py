@@ -30,18 +30,7 @@ _TRUNCATE = 4.0
 
 
 def raw_maps(patches: Mapping[str, Tensor], size: int | tuple[int, int]) -> Tensor:
-    """Mean over layers of the upsampled patch probabilities.
-
-    Parameters
-    ----------
-    patches : dict of layer → (B, h, w) float32
-        Each layer may have its own grid.
-    size : int or (H, W)
-
-    Returns
-    -------
-    (B, H, W) float32 in [0, 1]
-    """
+    """Mean (B, H, W) over layers of upsampled patch probabilities (B, h, w) float32."""
     return torch.stack([upsample(values, size) for values in patches.values()]).mean(dim=0)
 
 
@@ -192,11 +181,7 @@ def finished(odds: Tensor) -> Tensor:
 
     Not their sigmoid: a bank's distances on a uniform product reach hundreds of deviations, and
     float32 holds no more steps of a sigmoid below 1 at 16.6. Here log odds of 1,000 are still told
-    apart where they differ by a ten-thousandth.
-
-    Parameters
-    ----------
-    odds : float64, any shape
+    apart where they differ by a ten-thousandth. `odds` are float64, of any shape.
     """
     part = odds / HALFWAY
     return 0.5 + part / (2 + 2 * part.abs())
@@ -205,10 +190,7 @@ def finished(odds: Tensor) -> Tensor:
 def shown_range(*, log_odds: bool, between: tuple[float, float] = SHOWN) -> tuple[float, float]:
     """Values of a finished map that get the darkest and the brightest colour of a heat map.
 
-    Parameters
-    ----------
-    log_odds : bool
-        The map is of log odds, of which `between` are these two.
+    With `log_odds` the map is of log odds, of which `between` are these two.
     """
     if not log_odds:
         return 0.0, 1.0

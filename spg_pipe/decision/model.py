@@ -66,10 +66,7 @@ class Decision(Record):
     def image_values(self, layers: Iterable[tuple[str, Components]]) -> dict[str, np.ndarray]:
         """Image components (B,) that need no map, each standardised by layer, mean over layers.
 
-        Parameters
-        ----------
-        layers : iterable of (layer, components with F = 1)
-            A layer comes several times where tiles have several sides.
+        Components have F = 1; a layer comes several times where tiles have several sides.
         """
         values: dict[str, list[np.ndarray]] = {}
         for layer, parts in layers:
@@ -115,11 +112,8 @@ def coarse_shares(kept: Kept, size: int) -> np.ndarray:
 def top_mean(maps: np.ndarray, share: float, kept: np.ndarray | None = None) -> np.ndarray:
     """Mean (B,) of the ⌊share·pixels⌋ highest pixels of maps (B, …), at least one.
 
-    Parameters
-    ----------
-    kept : (B, …) in [0, 1], optional
-        How much each pixel counts: of what counts the same share is taken. The mean is 0 where
-        nothing counts.
+    `kept` (B, …) in [0, 1] is how much each pixel counts: of what counts the same share is taken.
+    The mean is 0 where nothing counts.
     """
     flat = maps.reshape(len(maps), -1)
     count = max(1, int(share * flat.shape[1]))

@@ -22,17 +22,13 @@ def conformal_threshold(scores: np.ndarray, false_alarms: float) -> float:
     """Just above the ⌈(n + 1)(1 − α)⌉-th smallest of the scores of normal images.
 
     A new normal image is above it with a probability of at most α, over the draw of all n + 1
-    images, if these are exchangeable.
+    images, if these are exchangeable. An `UnsuitableError` if n < ⌈1/α⌉ − 1: no image's score is
+    high enough.
 
     Parameters
     ----------
     scores : (n,) floats
     false_alarms : α in (0, 1).
-
-    Raises
-    ------
-    UnsuitableError
-        If n < ⌈1/α⌉ − 1: no image's score is high enough.
     """
     n = len(scores)
     above = min(math.floor((n + 1) * false_alarms + _ROUNDING), n)
@@ -50,18 +46,14 @@ def tolerance_threshold(scores: np.ndarray, false_alarms: float, confidence: flo
 
     With probability `confidence` over the draw of these images, which must be independent, the
     false-alarm rate of this very threshold is at most α: that of the k-th smallest of n has, for
-    scores without ties, the distribution Beta(n − k + 1, k) (Wilks 1941).
+    scores without ties, the distribution Beta(n − k + 1, k) (Wilks 1941). An `UnsuitableError` if 1
+    − (1 − α)ⁿ < 1 − δ: not even the highest score is such a bound.
 
     Parameters
     ----------
     scores : (n,) floats
     false_alarms : α in (0, 1).
     confidence : 1 − δ in (0, 1).
-
-    Raises
-    ------
-    UnsuitableError
-        If 1 − (1 − α)ⁿ < 1 − δ: not even the highest score is such a bound.
     """
     from scipy.special import betainc  # here, as scipy takes half a second
 
@@ -135,12 +127,8 @@ def groups_of(normal: np.ndarray, anomalous: np.ndarray) -> Groups:
 def f1_threshold(labelled: Groups, *, pixels: bool = False) -> float:
     """Just below the lowest score that the highest F1 calls anomalous.
 
-    Parameters
-    ----------
-    labelled : Groups
-        With both kinds.
-    pixels : bool
-        A group may span several scores, so the threshold takes no room: it is the next number.
+    `labelled` has both kinds. Of pixels a group may span several scores, so the threshold takes no
+    room: it is the next number.
     """
     return _just_below(labelled, f1_max(labelled)[1], pixels=pixels)
 
@@ -148,13 +136,7 @@ def f1_threshold(labelled: Groups, *, pixels: bool = False) -> float:
 def recall_threshold(labelled: Groups, recall: float, *, pixels: bool = False) -> float:
     """The highest threshold with this share of anomalous images, or pixels, above it.
 
-    Parameters
-    ----------
-    labelled : Groups
-        With something anomalous.
-    recall : in (0, 1].
-    pixels : bool
-        As for `f1_threshold`.
+    `labelled` has something anomalous, `recall` is in (0, 1], `pixels` as for `f1_threshold`.
     """
     needed = math.ceil(recall * labelled.n_anomalous - _ROUNDING)
     score = labelled.score[int(np.searchsorted(labelled.tp, needed))]

@@ -77,14 +77,7 @@ def card_of(
 ) -> Card:
     """What is known before the files are there.
 
-    Parameters
-    ----------
-    name : str
-        Of the detector's folder.
-    limits : Limits, optional
-        What decides.
-    calibration : Calibration, optional
-        Where these are from.
+    `name` is that of the detector's folder; `limits` decide, and are from `calibration`.
     """
     record, spec, bank = predictor.detector.record, predictor.backbone.spec, predictor.bank
     rule: str = record.rule.image_score if isinstance(record.rule, Published) else "additive"

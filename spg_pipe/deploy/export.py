@@ -45,6 +45,9 @@ def export(
 ) -> Card:
     """Write the folder, as a whole or not at all, after its graphs were held to `predict`.
 
+    An `SpgError` if `out` holds anything but an export, a graph differs from `predict` by more than
+    `check.MOST`, or a package is missing.
+
     Parameters
     ----------
     predictor : Predictor
@@ -57,12 +60,6 @@ def export(
         Without a threshold for images the graph has no `decision`.
     calibration : Calibration, optional
         That `limits` are from.
-
-    Raises
-    ------
-    SpgError
-        If `out` holds anything but an export, a graph differs from `predict` by more than
-        `check.MOST`, or a package is missing.
     """
     require_replaceable(out)
     image = limits.image if limits else None

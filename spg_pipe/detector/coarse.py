@@ -69,12 +69,8 @@ def pixel_figures(
 ) -> np.ndarray:
     """(3,) pixel AUROC, AP and AUPRO@0.3 of those images (n,) whose mask's regions are known.
 
-    Parameters
-    ----------
-    map_of : callable
-        From an image to its map in [0, 1], of the shape of its regions.
-    categories : (n,) int
-        Figures are means over them.
+    `map_of` gives an image's map in [0, 1], of the shape of its regions; figures are means over
+    `categories` (n,).
     """
     figures = [[math.nan] * 3]
     for category in np.unique(categories):

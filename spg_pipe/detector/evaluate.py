@@ -96,12 +96,13 @@ def evaluate_scores(
 ) -> Evaluation:
     """Image and pixel metrics of every category, and their unweighted mean.
 
+    An `SpgError` if the scores belong to another store, the manifest is needed and absent, or the
+    calibration has no threshold for a category.
+
     Parameters
     ----------
-    scores : Scores
     store : FeatureStore
         The target's store: masks at S×S and labels.
-    params : MetricParams
     manifest : Manifest, optional
         Needed for `resolution: original`, which reads the masks at the images' own sizes.
     calibration : Calibration, optional
@@ -109,12 +110,6 @@ def evaluate_scores(
     progress : callable (images done, images in all), optional
     judged : iterable of JudgedCategory, optional
         All of them in any order, if they are made elsewhere, by `category_judge`.
-
-    Raises
-    ------
-    SpgError
-        If the scores belong to another store, the manifest is needed and absent, or the calibration
-        has no threshold for a category.
     """
     if scores.record.store != store.fingerprint:
         raise SpgError(

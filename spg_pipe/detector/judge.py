@@ -60,7 +60,8 @@ def judge(
 
     Of an image in tiles the additive rule judges each tile alone, as the detector learnt to judge
     single views, and the image is as anomalous as its worst tile: a defect of a few pixels is lost
-    in the mean of a large image. Patches are those of the image as a whole.
+    in the mean of a large image. Patches are those of the image as a whole. An `SpgError` if the
+    rule is `additive` and the detector has no decision, or a score is not finite.
 
     Parameters
     ----------
@@ -71,11 +72,6 @@ def judge(
     kept : Kept, optional
         Which pixels count; something must of every image. A tile that is wholly ignored is never
         the worst.
-
-    Raises
-    ------
-    SpgError
-        If the rule is `additive` and the detector has no decision, or a score is not finite.
     """
     size = seen.preprocess.size
     keyed, shapes = seen.keyed(tokens), seen.keyed(grids)
@@ -151,10 +147,7 @@ def _add_up(
 def _worst(patches: Patches, tiles: list[Judged], nothing: np.ndarray) -> Judged:
     """Each image's columns and map are those of the tile with the highest score.
 
-    Parameters
-    ----------
-    nothing : (tiles, B) or (tiles, 1) bool
-        The tile is wholly ignored.
+    `nothing` (tiles, B) or (tiles, 1): the tile is wholly ignored.
     """
     scores = np.array([tile.columns["score"] for tile in tiles])
     worst = np.argmax(np.where(nothing, -np.inf, scores), axis=0)

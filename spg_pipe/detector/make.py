@@ -104,17 +104,14 @@ def make_detector(
 ) -> tuple[Detector, Curve]:
     """Make the guides of every layer, and a detector of them.
 
+    An `SpgError` if the SAE does not belong to the store, or there is nothing to learn from.
+
     Parameters
     ----------
     store : FeatureStore
         The auxiliary dataset, with masks.
     cache : "auto" | "device" | "host" | "none"
         Where the tokens wait, see `TokenSource`; does not change the result.
-
-    Raises
-    ------
-    SpgError
-        If the SAE does not belong to the store, or there is nothing to learn from.
     """
     return make_detectors(store, [plan], device=device, cache=cache, progress=progress)[0]
 
@@ -198,10 +195,7 @@ def contrast_guides(
 ) -> tuple[list[Made], np.ndarray]:
     """Contrast guides of every plan, from one pass over the store; and each image's fold (n,).
 
-    Raises
-    ------
-    SpgError
-        As `make_detector`.
+    An `SpgError` as of `make_detector`.
     """
     for plan in plans:
         check_sae(store, plan.saes)
@@ -225,15 +219,8 @@ def guides_from_sums(
 ) -> Made:
     """Contrast guides of a dictionary, and those without each fold.
 
-    Parameters
-    ----------
-    among : (n,) bool, optional
-        The images to learn from. Default: all.
-
-    Raises
-    ------
-    SpgError
-        If nothing has patches with and without a defect.
+    Learnt from the images `among` (n,), or all. An `SpgError` if nothing has patches with and
+    without a defect.
     """
     layers: dict[str, LayerGuides] = {}
     sides: dict[str, Sides] = {}

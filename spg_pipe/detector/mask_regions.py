@@ -42,14 +42,7 @@ _CACHE = RegionCache()
 
 
 class MaskRegions:
-    """A store's masks at S×S, or with a manifest at the images' own sizes.
-
-    Parameters
-    ----------
-    store : FeatureStore
-    manifest : Manifest, optional
-        Masks are then read from the data folder again.
-    """
+    """A store's masks at S×S, or with a manifest at the images' own sizes, from the data folder."""
 
     def __init__(self, store: FeatureStore, manifest: Manifest | None = None) -> None:
         self._store, self._manifest = store, manifest
@@ -64,15 +57,12 @@ class MaskRegions:
     def regions(self, image: int, counts: np.ndarray | None = None) -> Regions:
         """The regions of an image's mask; none where there is no mask.
 
+        An `SpgError` if the manifest and the store do not list the same images.
+
         Parameters
         ----------
         counts : (H, W) bool, optional
             Pixels that count; the regions of these are of shape (1, their number).
-
-        Raises
-        ------
-        SpgError
-            If the manifest and the store do not list the same images.
         """
         shape = self.shape(image)
         if counts is not None:

@@ -90,10 +90,7 @@ class Detector:
     def rule(self, asked: ScoreParams | None = None) -> Rule:
         """How to score: as the detector was made for, or as options ask.
 
-        Raises
-        ------
-        SpgError
-            If they ask for a decision, and none was fitted.
+        An `SpgError` if they ask for a decision, and none was fitted.
         """
         if asked and asked.rule == "published":
             return Published(image_score=asked.image_score)
@@ -104,10 +101,7 @@ class Detector:
     def own_images_note(self, target: str, contents: Set[str]) -> str:
         """What to say of a target that holds images of `painted_on`; empty if it holds none.
 
-        Parameters
-        ----------
-        contents
-            `source_id` of the target's images.
+        `contents` are the `source_id` of the target's images.
         """
         if not (shared := len(contents & set(self.record.painted_on))):
             return ""
@@ -126,17 +120,14 @@ class Detector:
     ) -> tuple[dict[TokenKey, Tensor], dict[str, np.ndarray]]:
         """Judge tokens by the additive decision; parameters as for `probabilities`.
 
+        An `SpgError` if the detector has no decision.
+
         Returns
         -------
         patches : dict of key → (B, h, w) float32
             Log odds of every patch.
         values : dict of image component → (B,) float64
             All that need no map.
-
-        Raises
-        ------
-        SpgError
-            If the detector has no decision.
         """
         patches, parts = self.measured(tokens, grids, kept)
         return patches, self.decision.image_values((key.layer, raw) for key, raw in parts.items())
@@ -248,10 +239,7 @@ class Detector:
     def load(cls, path: Path) -> "Detector":
         """Read a detector's folder.
 
-        Raises
-        ------
-        SpgError
-            If it is missing, damaged or of another format.
+        An `SpgError` if it is missing, damaged or of another format.
         """
         path = Path(path)  # a library caller may give a string
         record = read_record(path / "config.json", DetectorRecord, "detector", _MAKE)

@@ -45,14 +45,8 @@ def judge_out_of_fold(
 ) -> OutOfFold:
     """Judge every image of a labelled store by contrast guides made without its fold.
 
-    Parameters
-    ----------
-    params : Params
-        Whose `method`, `guides.atoms` and `decision` count, with `score.rule: additive`.
-    contents : (n,) str
-        Identities of the images' contents: a copy would tell what its image is.
-    progress : callable
-        Told of folds done and in all.
+    Of `params`, `method`, `guides.atoms` and `decision` count, with `score.rule: additive`.
+    `contents` (n,) are identities of the images' contents: a copy would tell what its image is.
     """
     sums, regions = class_sums(store, params.method.detection, device), coarse_masks(store)
     scores, maps = np.full(len(store), np.nan), dict[int, np.ndarray]()

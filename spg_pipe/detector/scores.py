@@ -156,7 +156,9 @@ def score_store(
 ) -> Scores:
     """Score every image of a target store and write scores/<run>/.
 
-    Images stream: what is kept is a row of a few numbers an image and one chunk of grids.
+    Images stream: what is kept is a row of a few numbers an image and one chunk of grids. An
+    `SpgError` if the store was made with another backbone than the detector's, or the rule needs a
+    decision that the detector does not have.
 
     Parameters
     ----------
@@ -166,12 +168,6 @@ def score_store(
         What of the images does not count.
     parts : iterable of Part, optional
         All of them in any order, if they are made elsewhere, by `parts_of` and `judge_of`.
-
-    Raises
-    ------
-    SpgError
-        If the store was made with another backbone than the detector's, or the rule needs a
-        decision that the detector does not have.
     """
     detector.check_backbone(store.spec.backbone, f"The store {store.path}")
     rule = detector.rule(score)
@@ -276,10 +272,7 @@ def write_scores(
 ) -> Scores:
     """Judge every image of a store, by whatever judges, and write scores/<run>/.
 
-    Parameters
-    ----------
-    record : ScoresRecord
-        Without its fingerprint and digests.
+    `record` lacks its fingerprint and digests.
     """
     parts = parts_of(store, judge_batch, device=device, progress=progress)
     return _write_parts(store, path, parts, record)

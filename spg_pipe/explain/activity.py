@@ -210,13 +210,9 @@ class Activity:
         return slice(number, number + 1)
 
     def average_precision(self, category: str | None = None) -> np.ndarray:
-        """Precision of every latent's value as a detector of defective patches by itself.
+        """Precision (C,) of every latent's value as a detector of defective patches by itself.
 
-        Of all patches together, or those of a category.
-
-        Returns
-        -------
-        (C,) float64; NaN without an anomalous patch
+        Of all patches together, or those of a category. NaN without an anomalous patch.
         """
         counts, patches = self._of_groups(category)
         return binned_precision(counts.sum(axis=0), patches.sum(axis=0))
@@ -228,10 +224,7 @@ class Activity:
 
         Of up to GROUPS images in a category a group is an image.
 
-        Parameters
-        ----------
-        latents : (n,) int, optional
-            Only these.
+        `latents` (n,): only these.
         """
         counts, patches = self._of_groups(category)
         part = counts if latents is None else counts[:, :, latents]

@@ -57,6 +57,8 @@ def describe(
 ) -> Atlas:
     """Describe a detector's atoms on some stores.
 
+    An `SpgError` if a store lacks a layer of the detector.
+
     Parameters
     ----------
     saes : SaeRun
@@ -66,11 +68,6 @@ def describe(
     every : bool
         Every latent gets a row, not only the detector's atoms.
     progress : callable (images done, images in all), optional
-
-    Raises
-    ------
-    SpgError
-        If a store lacks a layer of the detector.
     """
     chosen = [
         LayerAtoms.of(detector, layer, len(saes.dead[layer]), every=every)

@@ -32,13 +32,7 @@ Code = Callable[[Tensor], Active]
 
 
 def sae_code(sae: SparseAutoencoder, norm: str) -> Code:
-    """The code of a trained SAE.
-
-    Parameters
-    ----------
-    norm : "none" | "l2"
-        `sae.input_norm` of its training.
-    """
+    """The code of a trained SAE; `norm` is the `sae.input_norm` of its training."""
 
     @torch.no_grad()
     def code(tokens: Tensor) -> Active:

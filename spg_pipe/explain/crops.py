@@ -122,11 +122,7 @@ def crop(pixels: np.ndarray, mask: np.ndarray | None, place: Place) -> np.ndarra
 
     A white line goes around the mask, a square of the colour PATCH around the patch.
 
-    Parameters
-    ----------
-    pixels : (H, W, 3) uint8
-    mask : (S, S), optional
-        Of the whole image, above 0 in a defect.
+    `pixels` are (H, W, 3) uint8; `mask` (S, S), of the whole image, is above 0 in a defect.
     """
     left, top, side = _window(pixels.shape[0], pixels.shape[1], place)
     box = (left, top, left + side, top + side)

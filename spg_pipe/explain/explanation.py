@@ -95,12 +95,8 @@ class Explanation:
     def atom_map(self, image: int, name: str, atom: int) -> np.ndarray:
         """An atom's part of the map of some tokens, (h, w) float64.
 
-        Parameters
-        ----------
-        name : str
-            Of tokens: a layer, with a side where images are in tiles of several sides.
-        atom : int
-            Latent of the layer's SAE.
+        `name` is that of tokens: a layer, with a side where images are in tiles of several sides;
+        `atom` a latent of the layer's SAE.
         """
         return self.fields[name].of_atom(image, atom)
 
@@ -152,7 +148,8 @@ def explain(
     """Take the scores of a batch of images apart.
 
     Sums are float64 over the same float32 tokens that were judged; they agree with the scores to
-    about 1e-6. Which pixels count as the map's highest is taken as it is.
+    about 1e-6. Which pixels count as the map's highest is taken as it is. An `SpgError` as of
+    `judge`.
 
     Parameters
     ----------
@@ -167,11 +164,6 @@ def explain(
         What was said of these tokens, if it is known, also with a bank: its share is a component.
     kept : Kept, optional
         Which pixels count.
-
-    Raises
-    ------
-    SpgError
-        As `judge`.
     """
     seen, rule = seen or detector.record.backbone, rule or detector.record.rule
     grids = grids or {name: detector.layers[name].grid for name in tokens}

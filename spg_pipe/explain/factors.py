@@ -145,14 +145,8 @@ def measure_factors(detector: Detector, stores: Sequence[GroupSums], saes: SaeRu
     """General and specific factors of a detector over the categories of labelled stores.
 
     Categories without both classes are left out; without any the tables are empty. One category
-    says nothing of generality: only `table` is of a single one.
-
-    Parameters
-    ----------
-    stores : GroupSums of each
-        With the detector's layers and detection feature.
-    saes : SaeRun
-        The detector's.
+    says nothing of generality: only `table` is of a single one. `stores` have the detector's layers
+    and detection feature, `saes` are those of the detector.
     """
     views: dict[str, View] = {MAP_GUIDES: "patches", DETECTION: detector.record.detection}
     tables, generalities, shares = [], [], []

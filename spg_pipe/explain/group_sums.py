@@ -67,15 +67,9 @@ class GroupSums:
         )
 
     def add(self, key: TokenKey, images: np.ndarray, tokens: Tensor, share: Tensor) -> None:
-        """Add a batch of images.
+        """Add a batch of images: rows (B,) of the store, and their tokens (B, 1 + N, D) float32.
 
-        Parameters
-        ----------
-        images : (B,) int
-            Rows in the store.
-        tokens : (B, 1 + N, D) float32
-        share : (B, N) float32
-            Defective share of each patch's pixels.
+        `share` (B, N) float32 is the defective share of each patch's pixels.
         """
         known = torch.from_numpy(self.taught[images]).to(tokens.device)
         added = token_sums(tokens, share, known, self.detection)

@@ -22,15 +22,8 @@ def line_of(
 ) -> str:
     """One image's decision as a line of JSON.
 
-    Parameters
-    ----------
-    path : str
-        Of the image.
-    atoms : int, optional
-        List only so many contributions, the strongest; `rest` has the sum of the others by
-        component. Default: all.
-    about : dict, optional
-        What else is to be said of the image.
+    Of `atoms` only so many contributions are listed, the strongest; `rest` has the sum of the
+    others by component. `about` is what else is to be said of the image.
     """
     order = explanation.strongest(image)
     values, excess = explanation.contributions[image], explanation.excess[image]

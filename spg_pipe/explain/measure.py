@@ -60,16 +60,9 @@ def measure(
 ) -> list[Activity]:
     """Measure codes on all patch tokens, in one pass over the stores.
 
-    Parameters
-    ----------
-    beside : callable, optional
-        Is shown every batch with the tokens of all layers.
-    progress : callable (images done, images in all), optional
+    An `SpgError` if a store lacks a layer, or the counts would take too much memory.
 
-    Raises
-    ------
-    SpgError
-        If a store lacks a layer, or the counts would take too much memory.
+    `beside` is shown every batch with the tokens of all layers, `progress` images done and in all.
     """
     categories = tuple(sorted({name for of_store in category_names(stores) for name in of_store}))
     _require_memory(measures, len(categories))

@@ -62,12 +62,8 @@ def guides_parts(
 ) -> dict[str, Part]:
     """The components made of guides; of images in tiles those of the tile that gave the score.
 
-    Parameters
-    ----------
-    tokens
-        As `with_kept_prefix` gives them.
-    judged, kept
-        What `judge` said of them, and which pixels it counted.
+    `tokens` are as `with_kept_prefix` gives them; `judged` is what `judge` said of them, `kept`
+    which pixels it counted.
     """
     if seen.tiles is None or isinstance(rule, Published):
         size, maps, shares = seen.preprocess.size, judged.maps, judged.kept
@@ -205,10 +201,7 @@ class _View:
 def _pixels(maps: np.ndarray, score: str, shares: np.ndarray | None) -> np.ndarray:
     """Weights (B, H, W) of the pixels that a published image score is made from; sum 1.
 
-    Parameters
-    ----------
-    shares : (B, H, W), optional
-        How much each pixel counts.
+    `shares` (B, H, W): how much each pixel counts.
     """
     if score == "top_mean":
         return top_weights(maps, TOP_SHARE, shares)

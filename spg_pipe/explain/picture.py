@@ -33,15 +33,10 @@ def draw(
     image: int,
     shown: tuple[float, float],
 ) -> Image.Image:
-    """Draw why an image has its score.
+    """Draw why an image (H, W, 3) uint8 has its score.
 
-    Parameters
-    ----------
-    photograph : (H, W, 3) uint8
-    anomaly_map : (h, w) float32
-        Finished, of any size.
-    shown : (low, high)
-        Values of the map that get the darkest and the brightest colour.
+    `anomaly_map` (h, w) float32 is finished, of any size; `shown` are its values that get the
+    darkest and the brightest colour.
     """
     small = _small(photograph)
     size = (small.shape[0], small.shape[1])
@@ -60,22 +55,11 @@ def draw(
 
 
 def atom_overlay(photograph: np.ndarray, part: np.ndarray, *, log_odds: bool) -> np.ndarray:
-    """An atom's part of a map over a grey photograph, in two colours.
+    """An atom's part of a map over a grey photograph, in two colours: (H, W, 3) uint8.
 
     Shown is how far each patch lies above (red) or below (blue) the mean of its image. The scale is
-    fixed, so that pictures can be compared.
-
-    Parameters
-    ----------
-    photograph : (H, W, 3) uint8
-    part : (h, w) float64
-        `Explanation.atom_map`.
-    log_odds : bool
-        `Explanation.log_odds`.
-
-    Returns
-    -------
-    (H, W, 3) uint8
+    fixed, so that pictures can be compared. `part` (h, w) is `Explanation.atom_map`, `log_odds`
+    `Explanation.log_odds`.
     """
     size = (photograph.shape[0], photograph.shape[1])
     above = (part - part.mean())[None].astype(np.float32)

@@ -77,12 +77,7 @@ def class_sums(
     """One pass over a labelled store.
 
     Patches count where the mask is known, whole images wherever the label is.
-
-    Parameters
-    ----------
-    detection : "cls" | "mean_tokens"
-        The images' feature, see `detection_feature`.
-    progress : callable (images done, images in all), optional
+    `detection` is the images' feature, see `detection_feature`.
     """
     labels = store.array("label").astype(np.int64)
     taught = labelled_images(store)

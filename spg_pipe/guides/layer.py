@@ -118,11 +118,8 @@ class LayerGuides:
     def directions(self, *, as_cosines: bool) -> dict[View, Tensor]:
         """View → (1, D): what a unit token is multiplied with, from normal to anomaly.
 
-        Parameters
-        ----------
-        as_cosines : bool
-            Trained guides: the difference of their cosines over τ. Contrast guides are taken as
-            long as they are.
+        With `as_cosines`, of trained guides, the difference of their cosines over τ; contrast
+        guides are taken as long as they are.
         """
         found = {}
         for view, pair in self.pairs.items():

@@ -58,17 +58,7 @@ def unit(vectors: Tensor) -> Tensor:
 
 
 def cosines(tokens: Tensor, guides: Tensor) -> Tensor:
-    """Cosine of every token with every guide.
-
-    Parameters
-    ----------
-    tokens : (..., D)
-    guides : (4, D)
-
-    Returns
-    -------
-    (..., 4)
-    """
+    """Cosine (..., 4) of every token (..., D) with every guide (4, D)."""
     return unit(tokens) @ unit(guides).t()
 
 
@@ -100,16 +90,9 @@ class TokenProducts(torch.autograd.Function):
 
 
 def anomaly_probability(similarity: Tensor, tau: float = TAU) -> Tensor:
-    """softmax([normal, anomaly]/τ) of the anomaly entry.
+    """softmax([normal, anomaly]/τ) of the anomaly entry, (...,) in [0, 1].
 
-    Parameters
-    ----------
-    similarity : (..., 2)
-        Cosines with a normal and an anomaly guide, in this order.
-
-    Returns
-    -------
-    (...,) in [0, 1]
+    `similarity` (..., 2) are the cosines with a normal and an anomaly guide, in this order.
     """
     return torch.sigmoid((similarity[..., 1] - similarity[..., 0]) / tau)
 

@@ -99,17 +99,13 @@ def read_mask(path: Path, *, exif: bool, content: bytes | None = None) -> np.nda
     Or draw one of an annotation file (`images.annotations`).
 
     Colour masks count where any channel is above 0, transparent pixels are background. A palette
-    mask counts by its index (as VisA's do), unless index 0 is a colour and another one black.
+    mask counts by its index (as VisA's do), unless index 0 is a colour and another one black. An
+    `SpgError` as of `read_image`; for a folder also if its masks differ in size or there is none.
 
     Returns
     -------
     ndarray, (H, W)
         uint8 in {0, 1}.
-
-    Raises
-    ------
-    SpgError
-        As for `read_image`; for a folder also if its masks differ in size or there is none.
     """
     if path.is_dir():
         masks = [read_mask(file, exif=exif) for file in mask_files(path)]
@@ -128,16 +124,13 @@ def read_mask(path: Path, *, exif: bool, content: bytes | None = None) -> np.nda
 def read_header(path: Path, what: str, *, exif: bool, content: bytes | None = None) -> Header:
     """What a file says of its picture; pixels are decoded of 16-bit images alone, for their peak.
 
+    An `SpgError` as of `read_image`.
+
     Parameters
     ----------
     what
         "image" or "mask".
     exif, content
-        As for `read_image`.
-
-    Raises
-    ------
-    SpgError
         As for `read_image`.
     """
     if what == "mask" and annotated(path):

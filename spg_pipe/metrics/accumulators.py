@@ -53,14 +53,12 @@ class SortAccumulator:
     def update(self, anomaly_map: np.ndarray, mask: Mask) -> None:
         """Add one image.
 
+        An `SpgError` if shapes differ, or a score is not finite.
+
         Parameters
         ----------
         anomaly_map : (H, W) float32, finite.
         mask : (H, W) uint8, non-zero = anomalous; or the regions of one, labelled before.
-
-        Raises
-        ------
-        SpgError : shapes differ, or a score is not finite.
         """
         scores, regions = _checked(anomaly_map, mask)
         # A copy of its own, without negative zeros, which sort as zeros but have other bits.
@@ -185,9 +183,7 @@ class HistogramAccumulator:
     def compute(self) -> PixelMetrics:
         """The metrics of all images so far, with `error_bounds`; more may be added afterwards.
 
-        Raises
-        ------
-        SpgError : more regions than the histogram's integers can weigh (4 million).
+        An `SpgError` if there are more regions than the histogram's integers can weigh (4 million).
         """
         if self.counts.regions > _MAX_REGIONS:
             raise SpgError(

@@ -47,10 +47,8 @@ def pixel_histograms(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Normal and anomalous pixels by score, (n, BINS) each.
 
-    Parameters
-    ----------
-    pairs : of (map, mask), (H, W) float32 in [0, 1] and bool
-    low, high : bounds of all maps' values
+    `pairs` are (map, mask), (H, W) float32 in [0, 1] and bool; all maps lie between `low` and
+    `high`.
     """
     first, last = score_keys(np.array([low, high], np.float32)).astype(np.int64)
     width = max(1, int(last - first) // BINS + 1)
@@ -67,12 +65,7 @@ def pixel_histograms(
 def intervals(
     categories: Iterable[CategoryImages], rounds: int = ROUNDS, seed: int = 0
 ) -> dict[str, Interval]:
-    """Intervals of the means over categories of `METRICS`.
-
-    Returns
-    -------
-    dict of metric → Interval
-    """
+    """Intervals of the means over categories of `METRICS`."""
     given, rng = list(categories), np.random.default_rng(seed)
     draws = [[_rows(images.labels, rng) for images in given] for _ in range(rounds)]
     each = list(map(_metrics, given, zip(*draws, strict=True)))

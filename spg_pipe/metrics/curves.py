@@ -131,10 +131,7 @@ def aupro(groups: Groups, limit: float) -> float:
 def aupro_range(groups: Groups, limit: float, tied: np.ndarray) -> tuple[float, float]:
     """The lowest and highest AUPRO that any order of the pixels inside the groups can give.
 
-    Parameters
-    ----------
-    groups, limit : as for `aupro`.
-    tied : (G,) bool; groups whose pixels all have one score, so that nothing is in doubt.
+    `tied` (G,): groups whose pixels all have one score, so that nothing is in doubt.
     """
     if groups.one_class:
         return float("nan"), float("nan")

@@ -28,15 +28,13 @@ class ImageMetrics:
 def image_metrics(labels: np.ndarray, scores: np.ndarray, protocol: str = "exact") -> ImageMetrics:
     """AUROC, AP and F1-max of image scores.
 
+    An `SpgError` if lengths differ, a label is another, or a score is not finite.
+
     Parameters
     ----------
     labels : (I,) integers: 0 normal, 1 anomalous, 255 unknown (left out and counted).
     scores : (I,) floats, finite where the label is known; any range.
     protocol : "spg" gives the F1 threshold one distinct score lower, for score > threshold.
-
-    Raises
-    ------
-    SpgError : lengths differ, another label, or a score that is not finite.
     """
     labels, scores = np.asarray(labels), np.asarray(scores)
     if labels.ndim != 1 or labels.shape != scores.shape:

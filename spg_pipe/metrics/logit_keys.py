@@ -28,13 +28,7 @@ MAX_KEY = N_LOW + _HALF - _HIGH  # key of p = 1: 63 octaves of 2^23 steps
 def score_keys(scores: np.ndarray) -> np.ndarray:
     """Keys of probabilities: p < q has key(p) <= key(q), equal only if both are below 2^-40.
 
-    Parameters
-    ----------
-    scores : any shape, float32 in [0, 1].
-
-    Returns
-    -------
-    int32 of the same shape, 0 … MAX_KEY.
+    Of float32 in [0, 1] of any shape int32 of the same shape, 0 … MAX_KEY.
     """
     # The smaller of p and 1 - p is the tail on p's side of 1/2.
     tail = np.minimum(scores, np.float32(1) - scores).view(np.int32)
@@ -59,14 +53,8 @@ def score_bins(scores: np.ndarray, level: int, base: int, out: np.ndarray) -> No
 def lowest_score(keys: np.ndarray) -> np.ndarray:
     """The lowest float32 probability whose key is at least the given one.
 
-    Parameters
-    ----------
-    keys : (K,) int64, at least 0.
-
-    Returns
-    -------
-    (K,) float32: `score >= lowest_score(k)` is `score_keys(score) >= k`; above 1 where the key is
-    above MAX_KEY, which no probability has.
+    Of keys (K,) int64, at least 0, (K,) float32: `score >= lowest_score(k)` is `score_keys(score)
+    >= k`; above 1 where the key is above MAX_KEY, which no probability has.
     """
     low = (np.minimum(keys, N_LOW) + _LOW).astype(np.int32).view(np.float32)
     tail = (MAX_KEY - np.clip(keys, N_LOW, MAX_KEY) + _HIGH).astype(np.int32).view(np.float32)

@@ -32,13 +32,7 @@ class AtThreshold:
         self._found = self._alarms = self._anomalous = self._normal = 0
 
     def add(self, scores: np.ndarray, anomalous: np.ndarray) -> None:
-        """Count some more.
-
-        Parameters
-        ----------
-        scores : floats of any shape.
-        anomalous : index of the anomalous ones among the flattened scores, or a mask of them.
-        """
+        """Count scores of any shape; `anomalous` indexes them flattened, or is a mask of them."""
         if self.threshold is None:
             return
         positive = above(np.ravel(scores), self.threshold)

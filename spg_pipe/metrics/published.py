@@ -33,6 +33,8 @@ class SpgPro:
 def spg_metrics(accumulator: SortAccumulator) -> PixelMetrics:
     """Pixel metrics of a category as the reference computes them.
 
+    An `SpgError` where the reference fails with a ValueError; see `spg_pro`.
+
     Parameters
     ----------
     accumulator : the scores of all images of the category.
@@ -41,10 +43,6 @@ def spg_metrics(accumulator: SortAccumulator) -> PixelMetrics:
     -------
     Metrics with `pro` ("fast", "slow") instead of `aupro`, and the F1 threshold for score >
     threshold.
-
-    Raises
-    ------
-    SpgError : where the reference fails with a ValueError; see `spg_pro`.
     """
     pro, scores, exact = spg_pro(accumulator), accumulator.sorted(), accumulator.compute()
     return replace(
@@ -111,14 +109,8 @@ def _thresholds(scores: SortedScores) -> np.ndarray:
 def one_score_below(threshold: float, *sorted_scores: np.ndarray) -> float:
     """The threshold t for score > t that selects what score >= threshold does.
 
-    Parameters
-    ----------
-    threshold : one of the scores, or NaN.
-    sorted_scores : ascending; together all scores.
-
-    Returns
-    -------
-    The next distinct score below; the next float where there is none; NaN for NaN.
+    It is the next distinct score below, of all in `sorted_scores` (ascending) together; the next
+    float where there is none; NaN for NaN.
     """
     if np.isnan(threshold):
         return float("nan")

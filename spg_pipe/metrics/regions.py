@@ -91,12 +91,8 @@ def vanished_regions(original_mask: np.ndarray, resized_mask: np.ndarray) -> int
     """Count the regions of the original mask that have no pixel left in the resized one.
 
     A region is still there if the place of one of its pixels' centres is anomalous in the resized
-    mask. Regions that merely merge have not vanished.
-
-    Parameters
-    ----------
-    original_mask : (H, W), non-zero is anomalous.
-    resized_mask : (h, w), the same mask at another size.
+    mask. Regions that merely merge have not vanished. Masks are (H, W) and (h, w), non-zero is
+    anomalous.
     """
     rows, columns, regions, n = _anomalous(original_mask)
     (height, width), (h, w) = original_mask.shape, resized_mask.shape

@@ -100,9 +100,7 @@ class MetricsTable:
 def seen_in(synthetic: Mapping[str, object]) -> str:
     """The supervision of a detector alone, from what is known of its auxiliary set.
 
-    Parameters
-    ----------
-    synthetic : on how many `normal_images` the set's defects were painted; empty for real ones.
+    `synthetic`: on how many `normal_images` the set's defects were painted; empty for real ones.
     """
     if not synthetic:
         return ZERO_SHOT
@@ -122,15 +120,13 @@ def category_metrics(
 ) -> MetricsRow:
     """The row of one category.
 
+    An `SpgError` as of `image_metrics`, or if the pixel metrics are of another protocol.
+
     Parameters
     ----------
     image_labels, image_scores : (I,), as `image_metrics` takes them.
     pixel_metrics : of the images that have a mask; None if none has.
     images_without_mask, vanished_regions : go into the counts.
-
-    Raises
-    ------
-    SpgError : see `image_metrics`; or the pixel metrics are of another protocol.
     """
     if pixel_metrics is not None and pixel_metrics.protocol != protocol:
         raise SpgError(
@@ -182,11 +178,8 @@ def _pixel_values(pixel_metrics: PixelMetrics | None, protocol: str) -> dict[str
 def with_mean(context: RowContext, rows: Sequence[MetricsRow]) -> MetricsTable:
     """A table of categories and their mean, without weights.
 
-    A category where a metric is NaN is left out of that metric's mean.
-
-    Raises
-    ------
-    SpgError : no rows, or rows with different metrics.
+    A category where a metric is NaN is left out of that metric's mean. An `SpgError` if there are
+    no rows, or rows with different metrics.
     """
     if not rows:
         raise SpgError("mean of metrics: no rows. Evaluate at least one category first.")
@@ -208,9 +201,7 @@ def with_mean(context: RowContext, rows: Sequence[MetricsRow]) -> MetricsTable:
 def seeds_mean(tables: Sequence[MetricsTable]) -> MetricsTable:
     """One table from several that differ in the seed: each metric's mean and deviation.
 
-    Raises
-    ------
-    SpgError : no tables, a seed twice, or tables that differ in more than the seed.
+    An `SpgError` if there are no tables, a seed twice, or tables that differ in more than the seed.
     """
     if not tables:
         raise SpgError("mean over seeds: no tables. Evaluate at least one seed first.")

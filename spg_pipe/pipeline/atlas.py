@@ -32,6 +32,8 @@ def atlas(
 ) -> list[Path]:
     """Detector + SAE + FeatureStores → an atlas folder, for each auxiliary set and seed.
 
+    An `SpgError` if something is not there or does not belong together.
+
     Parameters
     ----------
     detector : Path, optional
@@ -45,11 +47,6 @@ def atlas(
         Where the atlas goes, instead of its place in the recipe.
     every : bool
         Describe every latent of the SAE.
-
-    Raises
-    ------
-    SpgError
-        If something is not there or does not belong together.
     """
     if detector is not None:
         return [_atlas_of(run, detector, splits, sae, out, every=every)]

@@ -67,11 +67,8 @@ class Seen(NamedTuple):
 def calibrate(ask: Ask, how: HowToCalibrate, console: Console) -> tuple[Path, Calibration]:
     """Judge the images as `predict` does, and write what follows from their scores.
 
-    Raises
-    ------
-    SpgError
-        If images are too few, or of one kind where both are needed (their group is named), or the
-        same image is among the normal ones and the defects.
+    An `SpgError` if images are too few, or of one kind where both are needed (their group is
+    named), or the same image is among the normal ones and the defects.
     """
     path = how.file or ask.calibration
     replaced = _require_place(path)

@@ -48,11 +48,8 @@ def measured(start: int) -> Iterator[Cost]:
 
     Sampled every 5 ms from a thread: what is held for less may be missed. GPU memory is not in it.
 
-    Parameters
-    ----------
-    start : int
-        `idle_memory` of the process before any of its work: what one block makes and the next one
-        uses counts in both.
+    `start` is `idle_memory` of the process before any of its work: what one block makes and the
+    next one uses counts in both.
     """
     cost, stop, peak = Cost(), threading.Event(), idle_memory()
 

@@ -71,17 +71,8 @@ def explain_split(
 ) -> list[Path]:
     """Write why a store's images have their scores, for all seeds; no backbone is needed.
 
-    Parameters
-    ----------
-    target : str
-        As for `score`.
-    atoms, pictures
-        As for `Ask`; default for pictures: `PICTURES`.
-
-    Returns
-    -------
-    list of Path
-        explanations/<…>/explanations.jsonl
+    `target` is as for `score`; `atoms` and `pictures` (by default `PICTURES`) are as for `Ask`.
+    Returns the paths explanations/<…>/explanations.jsonl.
     """
     dataset = find_dataset(run.params, target)
     features = checked_store(run, dataset, store)

@@ -18,11 +18,8 @@ from spg_pipe.predict.items import Reading
 def export_detector(ask: Ask, formats: Sequence[Format], console: Console) -> Card:
     """Load what judges and decides as `predict` does, and write it to `ask.out`.
 
-    Raises
-    ------
-    SpgError
-        If `ask.out` holds anything but an export, thresholds or a bank are of images that were
-        shown otherwise, or a graph differs from `predict`.
+    An `SpgError` if `ask.out` holds anything but an export, thresholds or a bank are of images that
+    were shown otherwise, or a graph differs from `predict`.
     """
     require_replaceable(ask.out)
     require_writable(ask.out)

@@ -103,10 +103,7 @@ def fit(
 ) -> Path:
     """Make a detector, judge its own images out of fold, and say what to do next.
 
-    Raises
-    ------
-    SpgError
-        If labels are missing that it needs, or the place holds another recipe.
+    An `SpgError` if labels are missing that it needs, or the place holds another recipe.
     """
     out, text = asked.results, asked.recipe()
     params = parse_params(parse_yaml(text, "fit"), "The options of fit")

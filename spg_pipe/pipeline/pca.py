@@ -29,6 +29,9 @@ def draw_pca(
 ) -> dict[str, Any]:
     """Write a picture: a row an image, a column a layer, the outline of a given mask on top.
 
+    An `SpgError` if the file cannot be meant, a row or the layer is not in the store, or the tokens
+    are not finite.
+
     Parameters
     ----------
     file : Path
@@ -43,12 +46,6 @@ def draw_pca(
     dict
         `file`, `images` (rows) and `explained` (layer → share of the variance in the three
         components); plain values.
-
-    Raises
-    ------
-    SpgError
-        If the file cannot be meant, a row or the layer is not in the store, or the tokens are
-        not finite.
     """
     folder = store.files.local
     if file.suffix.lower() != ".png" or file.is_dir() or not file.parent.is_dir():
@@ -93,7 +90,8 @@ def token_colours(store: FeatureStore, layer: str, rows: np.ndarray) -> tuple[np
     """Colours of the patch tokens of some images (n,): their common principal components.
 
     Red, green and blue are the components in falling order, each scaled from its 1st to its 99th
-    percentile. All these tokens are in memory at once, in float64.
+    percentile. All these tokens are in memory at once, in float64. An `SpgError` if the tokens are
+    not finite.
 
     Returns
     -------
@@ -101,11 +99,6 @@ def token_colours(store: FeatureStore, layer: str, rows: np.ndarray) -> tuple[np
         A component without variance is 0.5 everywhere.
     float
         Share of the tokens' variance in the three components.
-
-    Raises
-    ------
-    SpgError
-        If the tokens are not finite.
     """
     from sklearn.decomposition import PCA
 

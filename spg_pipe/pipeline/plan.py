@@ -190,19 +190,6 @@ def _images_seen(sae: SaeParams, images: int, patches: int) -> int:
     return math.ceil(sae.tokens / patches) if sae.tokens else sae.epochs * images
 
 
-def store_bytes(setting: Setting, images: int) -> int:
-    """Bytes of a store's tokens and prefix tokens, to the byte (docs/store.md, "Files")."""
-    shard = min(images, SHARD_IMAGES)
-    shards = math.ceil(images / shard)
-    index = shards * (16 * shard + 4)
-    return sum(
-        images * setting.image_bytes(layer)
-        + index
-        + shards * shard * len(shape.prefix) * shape.dim * setting.itemsize
-        for layer, shape in setting.layers.items()
-    )
-
-
 def shard_bytes(setting: Setting) -> float:
     """Bytes in memory for each image of a shard, during extraction."""
     tokens = sum(setting.image_bytes(layer) for layer in setting.layers)
@@ -212,10 +199,7 @@ def shard_bytes(setting: Setting) -> float:
 def kept_bytes(setting: Setting, stage: str, row: float, mask: float) -> float:
     """Bytes in memory for each image of the whole set, by stage.
 
-    Parameters
-    ----------
-    row, mask : float
-        Of an image's row in a table, and of its mask as it is kept.
+    `row` and `mask` are those of an image's row in a table, and of its mask as it is kept.
     """
     kept = {"extract": 2 * row, "score": 3 * row, "evaluate": 3 * row + mask}
     # Sums of two classes and a feature, and later components by two sets of guides: float32, in

@@ -142,15 +142,8 @@ def predict_images(
 ) -> Summary:
     """Read the images and what judges them, judge, write the results.
 
-    Parameters
-    ----------
-    listener : callable
-        Is given each image's lines as they are done.
-
-    Raises
-    ------
-    SpgError
-        If no image at all could be judged, or one and `ask.strict`.
+    `listener` is given each image's lines as they are done. An `SpgError` if no image at all could
+    be judged, or one and `ask.strict`.
     """
     if ask.explained:
         require_guides(alone=ask.alone)

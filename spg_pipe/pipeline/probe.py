@@ -93,18 +93,8 @@ class _Spent:
 class Probe:
     """One measuring of a recipe, in a folder of its own.
 
-    Parameters
-    ----------
-    run : RecipeRun
-    side : int
-        Of the made-up images, pixels.
-    folder : Path
-        Empty; the caller removes it.
-
-    Raises
-    ------
-    SpgError
-        By `rates`, as the recipe's stages.
+    Made-up images have a side of so many pixels; the folder is empty, and the caller removes it. By
+    `rates` an `SpgError` as of the recipe's stages.
     """
 
     def __init__(self, run: RecipeRun, side: int, folder: Path) -> None:

@@ -31,17 +31,9 @@ _IGNORED = ("artifacts/*", "!artifacts/metrics/", "predictions/", "explanations/
 def recipe_text(name: str, folders: Mapping[str, Path], base: Path = Path()) -> str:
     """The text of a ready-made recipe, or of a file `*.yaml`, complete for `dvc repro`.
 
-    Parameters
-    ----------
-    folders
-        Place of a ready-made recipe (`data`, `mvtec`, `visa`) → folder.
-    base
-        Where relative folders start.
-
-    Raises
-    ------
-    SpgError
-        If there is no such recipe, or it is not valid, or its folders are not those given.
+    `folders`: place of a ready-made recipe (`data`, `mvtec`, `visa`) → folder, relative to `base`.
+    An `SpgError` if there is no such recipe, or it is not valid, or its folders are not those
+    given.
     """
     if Path(name).suffix not in (".yaml", ".yml"):
         text = fill_recipe(name, folders, base)

@@ -19,17 +19,9 @@ def serve(
 ) -> None:
     """Serve a detector until SIGINT or SIGTERM.
 
-    Parameters
-    ----------
-    ask : Ask
-        By what images are judged and decided; its sources and pictures are not used.
-    name : str, optional
-        Of the model, in addresses. Default: that of the detector's folder.
-
-    Raises
-    ------
-    SpgError
-        If the extra `serve` is missing, the address cannot be had, or as of `predict_images`.
+    Of `ask`, sources and pictures are not used. `name` is that of the model in addresses, by
+    default that of the detector's folder. An `SpgError` if the extra `serve` is missing, the
+    address cannot be had, or as of `predict_images`.
     """
     name = ask.detector.resolve().name if name is None else name
     _require_allowed(name, bounds)

@@ -40,25 +40,10 @@ def synthesise(
 ) -> dict[str, object]:
     """Paint defects on a folder's normal images.
 
-    Parameters
-    ----------
-    made
-        The source, the place and the settings.
-    exif_of_own_images
-        Whether a source of layout `folder` honours EXIF orientation (docs/method.md §5).
-    skip_bad
-        Leave out, with a note, source images that cannot be used.
+    An `SpgError` if the source is no folder; otherwise as `build_manifest` and `write_synthetic`.
 
-    Returns
-    -------
-    dict
-        `root`; `written`, false if the very set was there already; the numbers of `normal` and
-        `anomalous` images.
-
-    Raises
-    ------
-    SpgError
-        If the source is no folder; otherwise as `build_manifest` and `write_synthetic`.
+    Parameters are as of `build_manifest`. Returns `root`; `written`, false if the very set was
+    there already; the numbers of `normal` and `anomalous` images.
     """
     from spg_pipe.datasets.build import build_manifest
     from spg_pipe.datasets.layouts.synthetic import read_synthetic

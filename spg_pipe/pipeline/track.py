@@ -33,16 +33,8 @@ _AT_ONCE = 100
 def track(run: RecipeRun, uri: str | None) -> dict[str, list[str]]:
     """Send what is finished of the recipe to MLflow, in the experiment of the recipe's name.
 
-    Parameters
-    ----------
-    uri : str, optional
-        The server; without it, the environment's MLFLOW_TRACKING_URI.
-
-    Returns
-    -------
-    dict
-        `sent` and `there`: MLflow's identities of the runs that were made, and of those that the
-        server had already.
+    The server is `uri`, or the environment's MLFLOW_TRACKING_URI. Returns `sent` and `there`:
+    MLflow's identities of the runs that were made, and of those that the server had already.
 
     Raises
     ------

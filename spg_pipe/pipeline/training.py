@@ -133,15 +133,8 @@ def train_guides_together(
 
     Those that see the same batches are trained in one pass over the store an epoch.
 
-    Parameters
-    ----------
-    runs : sequence of RecipeRun
-        One for each setting: they differ in `sae`, `guides`, `decision` and `score` alone.
-
-    Returns
-    -------
-    list of Path
-        Setting by setting, seed by seed.
+    There is a run for each setting: they differ in `sae`, `guides`, `decision` and `score` alone.
+    Paths are setting by setting, seed by seed.
     """
     features = checked_store(runs[0], aux, store)
     loaded = lru_cache(maxsize=None)(SaeRun.load)  # runs of one SAE share its dictionary

@@ -83,7 +83,8 @@ def judge_items(
     On a CPU every worker takes an image from its file through `then`, each on a core of its own: a
     score does not depend on the number of workers or on other images. On a GPU workers read ahead
     and finish behind the forward passes, of batches that go by the position among the items: if all
-    of a batch are known, none is judged, and else all, so that their bits stay the same.
+    of a batch are known, none is judged, and else all, so that their bits stay the same. An
+    `SpgError` if a bank alone is to be explained, or scores are no numbers.
 
     Parameters
     ----------
@@ -95,11 +96,6 @@ def judge_items(
         Take the scores apart, of all images or of those that it is true of.
     live : bool
         Items arrive one by one: judge each at once.
-
-    Raises
-    ------
-    SpgError
-        If a bank alone is to be explained, or scores are no numbers.
     """
     work = _Work(predictor, how, then, known, explained)
     on_cpu = _on_cpu(predictor)

@@ -81,6 +81,9 @@ class Detector:
     ) -> "Detector":
         """Read a detector's folder; its backbone is loaded with the first image, once.
 
+        An `SpgError` if a file is missing or damaged, there is no such device, or a named bank or
+        calibration was made for another judging or no longer holds.
+
         Parameters
         ----------
         device : str
@@ -99,12 +102,6 @@ class Detector:
             Thresholds that `spg-pipe calibrate` made; False: none. Default: those beside the
             bank, or without one the detector; where these do not hold, a warning says why, and
             nothing is decided.
-
-        Raises
-        ------
-        SpgError
-            If a file is missing or damaged, there is no such device, or a named bank or calibration
-            was made for another judging or no longer holds.
         """
         made, where = model.Detector.load(Path(path)), choose_device(device)
         viewing = Viewing(fit)
@@ -156,6 +153,9 @@ class Detector:
     ) -> Prediction:
         """Judge an image.
 
+        An `SpgError` if it is no image, cannot be read, or the calibration has no limits for its
+        group; or if pixels are ignored, and were not for the bank or the calibration.
+
         Parameters
         ----------
         image : ndarray, Tensor, PIL image or path
@@ -166,12 +166,6 @@ class Detector:
             The camera or category whose limits of the calibration apply.
         threshold, pixel_threshold : float, optional
             Of the score and of the map, in place of a calibration's.
-
-        Raises
-        ------
-        SpgError
-            If it is no image, cannot be read, or the calibration has no limits for its group; or
-            if pixels are ignored, and were not for the bank or the calibration.
         """
         limits = self._limits(group, threshold, pixel_threshold, ignored)
         predictor, sha256 = self.predictor, None

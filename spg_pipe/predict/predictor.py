@@ -83,10 +83,7 @@ class Predictor:
     def judge(self, pixels: Sequence[np.ndarray], kept: Sequence[np.ndarray | None] = ()) -> Judged:
         """Scores and patch grids of some images.
 
-        Parameters
-        ----------
-        kept : sequence of (S, S) float32 or None, optional
-            Of each image how much each pixel of the square counts; see `View.kept`.
+        `kept` (S, S) float32 of each: how much each pixel of the square counts; see `View.kept`.
         """
         return self._judge(*self.tokens(pixels), Kept.of(kept))
 
@@ -142,6 +139,8 @@ def load_predictor(
 ) -> Predictor:
     """A detector with its backbone.
 
+    An `SpgError` if the backbone cannot be loaded or is not the detector's, or a side does not fit.
+
     Parameters
     ----------
     tiles : sequence of int
@@ -151,11 +150,6 @@ def load_predictor(
         A file of the backbone's weights.
     exact : bool
         The backbone computes in float32, whatever precision the detector allows.
-
-    Raises
-    ------
-    SpgError
-        If the backbone cannot be loaded or is not the detector's, or a side does not fit.
     """
     spec = detector.record.backbone
     if tiles:

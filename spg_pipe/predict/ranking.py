@@ -43,17 +43,8 @@ def ranking(highest: Sequence[Result], images: int, goods: int, *, ranks: bool) 
 
     Beside a score stands what is known of it: how many standard deviations of the goods it lies
     above their mean, and how many of them reach it; else perhaps its rank; and what was decided.
-
-    Parameters
-    ----------
-    highest : sequence of Result
-        From the highest score down.
-    images : int
-        Of the run.
-    goods : int
-        How many normal images have leave-one-out scores.
-    ranks : bool
-        Zero says nothing (`one_sided`).
+    So many `images` the run has, so many `goods` have leave-one-out scores; with `ranks` zero says
+    nothing (`one_sided`).
     """
     lines = []
     for number, result in enumerate(highest, start=1):

@@ -78,14 +78,8 @@ class Found(NamedTuple):
 def regions_of(anomaly_map: np.ndarray, threshold: float, most: int = MOST) -> Found:
     """The connected regions (8-connectivity) of a map above a threshold.
 
-    Parameters
-    ----------
-    anomaly_map : (H, W) float32 in [0, 1]
-        At the size of the original image.
-    threshold : float
-        A pixel belongs to a region if its value is above it.
-    most : int
-        Regions to describe; the others are counted.
+    The map is (H, W) float32 in [0, 1], at the size of the original image. Of the regions so many
+    at `most` are described; the others are counted.
     """
     marked = above(anomaly_map, threshold)
     if not (rows := np.flatnonzero(marked.any(axis=1))).size:

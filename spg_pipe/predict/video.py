@@ -30,12 +30,8 @@ def is_stream(source: str) -> bool:
 def frames_of(source: str, every: int = 1) -> Iterator[Item]:
     """Every so many frames of a video, as they come: `NAME#000123`, counted from 0.
 
-    The name is that of the file, or of a stream its host and path: no password.
-
-    Raises
-    ------
-    SpgError
-        If PyAV is missing, or the video cannot be opened or read on.
+    The name is that of the file, or of a stream its host and path: no password. An `SpgError` if
+    PyAV is missing, or the video cannot be opened or read on.
     """
     try:
         import av

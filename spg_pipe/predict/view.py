@@ -144,6 +144,8 @@ class Viewing:
     def of(self, name: str, group: str, shape: tuple[int, int], *, exif: bool) -> View:
         """The view of an image.
 
+        An `SpgError` if it has no mask, or one of another shape, or one that leaves nothing.
+
         Parameters
         ----------
         name : str
@@ -153,11 +155,6 @@ class Viewing:
         shape : (H, W)
         exif : bool
             Masks are turned as their own EXIF orientation says.
-
-        Raises
-        ------
-        SpgError
-            If it has no mask, or one of another shape, or one that leaves nothing.
         """
         if self.ignore is None:
             return View(shape, self.fit, name=name)

@@ -44,14 +44,8 @@ def list_recipes() -> list[tuple[str, str]]:
 def fill_recipe(name: str, folders: Mapping[str, Path], base: Path = Path()) -> str:
     """The text of a recipe with its places filled.
 
-    Parameters
-    ----------
-    folders : dict
-        Place (`data`, `mvtec`, `visa`) → folder.
-    base : Path
-        Where relative folders start.
-
-    An `SpgError` if the recipe is unknown, a place is not filled, or a folder does not exist.
+    `folders`: place (`data`, `mvtec`, `visa`) → folder, relative to `base`. An `SpgError` if the
+    recipe is unknown, a place is not filled, or a folder does not exist.
     """
     path = project_folder() / "recipes" / f"{name}.yaml"
     if not path.is_file():
@@ -85,14 +79,8 @@ def fill_recipe(name: str, folders: Mapping[str, Path], base: Path = Path()) -> 
 def completed(text: str, params: Params, image_size: int) -> str:
     """A recipe's text with what DVC reads itself, for the names of artefacts, where it is left out.
 
-    Parameters
-    ----------
-    text
-        Comments and order stay as they are.
-    params
-        The same recipe, read.
-    image_size
-        Of the recipe's backbone, pixels.
+    Comments and order stay as they are. `params` are the same recipe, read; `image_size` is that of
+    its backbone, in pixels.
     """
     yaml = YAML()
     yaml.preserve_quotes, yaml.width = True, 1000

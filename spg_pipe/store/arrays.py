@@ -42,7 +42,8 @@ def store_of_arrays(
     """Write a store of tokens that are in memory, for training and scoring without images.
 
     The mean patch token of an image stands for its CLS token. Images keep their order; they are of
-    one category.
+    one category. An `SpgError` if shapes do not fit each other, a value is not finite, a name is
+    none, or the place holds something else.
 
     Parameters
     ----------
@@ -57,12 +58,6 @@ def store_of_arrays(
         What the tokens were made by. Detectors are for tokens of the same name.
     replace : bool
         Replace a store of other content in the same place.
-
-    Raises
-    ------
-    SpgError
-        If shapes do not fit each other, a value is not finite, a name is none, or the place holds
-        something else.
     """
     given = tokens if isinstance(tokens, Mapping) else {"tokens": tokens}
     if not given:

@@ -22,10 +22,11 @@ def open_dask(path: Path | str, *, chunk_images: int | None = None) -> dict[str,
 
     Tokens of a local, uncompressed store are read at their offsets like `FeatureStore.tokens`: two
     to three times as fast as through `dask.array.from_zarr`, because zarr-python decodes a shard
-    image by image (320 images of 784 × 1024 float16 in the page cache, 2 cores, chunks of 16 and
-    64 images). Every other array, and every other store, is read through zarr-python. A slice of
+    image by image (320 images of 784 × 1024 float16 in the page cache, 2 cores, chunks of 16 and 64
+    images). Every other array, and every other store, is read through zarr-python. A slice of
     images reads these images alone; scattered rows read whole chunks, so take them with
-    `FeatureStore.tokens`.
+    `FeatureStore.tokens`. An `SpgError` if the store is missing, unfinished, changed or incomplete,
+    as `FeatureStore` says, or if `chunk_images` is not positive.
 
     Parameters
     ----------
@@ -40,12 +41,6 @@ def open_dask(path: Path | str, *, chunk_images: int | None = None) -> dict[str,
     dict of dask.array.Array
         `tokens_<layer>` (images, N, D) and the other names of docs/store.md, in the store's
         dtypes; arrays with a value an image or a dimension are one chunk.
-
-    Raises
-    ------
-    SpgError
-        If the store is missing, unfinished, changed or incomplete, as `FeatureStore` says, or if
-        `chunk_images` is not positive.
     """
     import dask.array as da
     from dask.base import tokenize
@@ -71,6 +66,8 @@ def open_dask(path: Path | str, *, chunk_images: int | None = None) -> dict[str,
 def open_xarray(path: Path | str, *, chunk_images: int | None = None) -> "xr.Dataset":
     """A store as an xarray Dataset: what `xarray.open_zarr` gives, checked and in larger chunks.
 
+    An `SpgError` as of `open_dask`.
+
     Parameters
     ----------
     path, chunk_images
@@ -81,11 +78,6 @@ def open_xarray(path: Path | str, *, chunk_images: int | None = None) -> "xr.Dat
     xarray.Dataset
         Variables with the dimensions of docs/store.md and the store's attributes. Tokens, prefix
         tokens and masks are Dask arrays; the small arrays are read at once.
-
-    Raises
-    ------
-    SpgError
-        As `open_dask`.
     """
     import xarray as xr
 

@@ -46,6 +46,10 @@ from spg_pipe.store.tokens import (
 class FeatureStore:
     """Tokens, masks and labels of a dataset split.
 
+    An `SpgError` if it is missing, unfinished, of another schema, its attributes were changed, a
+    file does not have the size that shards.json says, or an array is declared otherwise than they
+    say. By the methods too, where what they read is damaged or cannot be read.
+
     Parameters
     ----------
     path : Path or str
@@ -54,13 +58,6 @@ class FeatureStore:
         Read tokens through zarr-python even where the faster reader could: the reference.
     check_files : bool
         Refuse a store of which a file is missing or of another size (`verify` lists them all).
-
-    Raises
-    ------
-    SpgError
-        If it is missing, unfinished, of another schema, its attributes were changed, a file does
-        not have the size that shards.json says, or an array is declared otherwise than they say.
-        By the methods too, where what they read is damaged or cannot be read.
     """
 
     def __init__(self, path: Path | str, *, plain: bool = False, check_files: bool = True) -> None:

@@ -54,12 +54,8 @@ def raw_bytes(array: np.ndarray) -> memoryview:
 def shard_index(lengths: Sequence[int], shard_images: int) -> bytes:
     """The index that closes a shard: (shard_images, 2) uint64 and its crc32c.
 
-    Parameters
-    ----------
-    lengths : sequence of int
-        Bytes of each inner chunk that is there; chunks lie one after the other.
-    shard_images : int
-        Places in the shard.
+    `lengths` are the bytes of each inner chunk that is there, one after the other; `shard_images`
+    the places in the shard.
     """
     index = np.full((shard_images, 2), _EMPTY, dtype="<u8")
     ends = np.cumsum(lengths, dtype=np.uint64)

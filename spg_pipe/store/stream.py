@@ -71,14 +71,9 @@ def image_batches(
     epoch: int,
     start: int = 0,
 ) -> Iterator[ImageBatch]:
-    """Shuffled batches of labelled images; the short last batch is kept.
+    """Shuffled batches of labelled images of one store; the short last batch is kept.
 
-    Parameters
-    ----------
-    sources : dict of layer → TokenSource
-        Of one store.
-    start : int
-        Batches of the epoch to leave out.
+    `start`: batches of the epoch to leave out.
     """
     first = next(iter(sources.values()))
     store, device = first.store, first.device

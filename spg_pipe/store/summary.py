@@ -18,12 +18,8 @@ _NEAR_CONSTANT = 1e-4
 def summary(store: FeatureStore) -> dict[str, Any]:
     """Describe a store.
 
-    Everything but `token_norms` comes from the store's attributes and small arrays.
-
-    Returns
-    -------
-    dict
-        Plain values; docs/cli.md explains those of a layer.
+    Everything but `token_norms` comes from the store's attributes and small arrays. Values are
+    plain; docs/cli.md explains those of a layer.
     """
     table = store.table
     states = table["mask_state"].value_counts().to_dict()

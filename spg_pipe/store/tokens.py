@@ -53,10 +53,7 @@ class Unchanged:
 class Checksums:
     """Holds an image's tokens against their crc32c the first time that they are read.
 
-    Parameters
-    ----------
-    expected : (n,) uint32
-        Of each image of the store, as it says itself.
+    `expected` (n,) uint32: of each image of the store, as it says itself.
     """
 
     def __init__(self, expected: np.ndarray) -> None:
@@ -97,17 +94,14 @@ class TokenArray(ABC):
     def read(self, images: np.ndarray, out: np.ndarray) -> None:
         """Read patch tokens of some images.
 
+        An `SpgError` if they cannot be read or are damaged, or the store was replaced.
+
         Parameters
         ----------
         images : (k,) int
             Image rows, in any order.
         out : (k, N, D)
             In the store's dtype; each image's part must be contiguous.
-
-        Raises
-        ------
-        SpgError
-            If they cannot be read or are damaged, or the store was replaced.
         """
 
     def _require_intact(self, images: np.ndarray, tokens: np.ndarray, place: Path | str) -> None:

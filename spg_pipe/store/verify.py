@@ -14,12 +14,8 @@ from spg_pipe.store.shards import ShardEntry, crc32c
 def verify(path: Path | str, progress: Callable[[int, int], None] | None = None) -> list[str]:
     """Check every file against shards.json and every image against its checksum.
 
-    Returns the faults, each naming the file and, where tokens are hit, the image.
-
-    Raises
-    ------
-    SpgError
-        If the store cannot be opened at all: missing, unfinished, its attributes changed.
+    Returns the faults, each naming the file and, where tokens are hit, the image. An `SpgError` if
+    the store cannot be opened at all: missing, unfinished, its attributes changed.
     """
     store = FeatureStore(path, check_files=False)
     faults = store.file_faults()

@@ -42,18 +42,14 @@ def audit(run: RecipeRun) -> Result:
 
     Guides as published are trained if they are missing; the recipe's SAEs, detectors and stores
     must be there. Jobs run in processes of their own, as those of `compare`; the rows of those that
-    are done are kept until the table is written, and taken by the next audit of the same inputs.
+    are done are kept until the table is written, and taken by the next audit of the same inputs. An
+    `SpgError` if the recipe has no directions, or does not use contrast guides and the additive
+    rule; if an artefact is missing, or a store has tiles.
 
     Returns
     -------
     Result
         See `Row`; also written to audit/<name>.csv.
-
-    Raises
-    ------
-    SpgError
-        If the recipe has no directions, or does not use contrast guides and the additive rule; if
-        an artefact is missing, or a store has tiles.
     """
     require_default_method(run.params, "atlas --audit")
     if not run.params.directions:
@@ -112,12 +108,7 @@ def kept_path(run: RecipeRun, stores: Stores, aux: str, seed: int) -> Path:
     """Where the rows of an auxiliary set and a seed are kept.
 
     SAEs and guides as published are not named in it: the first are inputs of the detectors, the
-    others are made from the same.
-
-    Raises
-    ------
-    SpgError
-        If a detector is missing or does not fit.
+    others are made from the same. An `SpgError` if a detector is missing or does not fit.
     """
     targets = [way.target for way in run.params.directions if way.aux == aux]
     inputs = {

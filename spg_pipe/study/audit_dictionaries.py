@@ -39,14 +39,8 @@ def dictionary(name: str, store: FeatureStore, saes: SaeRun, seed: int) -> SaeRu
     """The SAE, or what it is compared with.
 
     An SAE before its training is random unit vectors with a tied encoder, and so `UNTRAINED` and
-    `RANDOM` are two draws of the same: how far they are apart is chance.
-
-    Parameters
-    ----------
-    name : str
-        One of `DICTIONARIES`.
-    store : FeatureStore
-        The auxiliary set that the SAE was trained on.
+    `RANDOM` are two draws of the same: how far they are apart is chance. `name` is
+    one of `DICTIONARIES`, `store` the auxiliary set that the SAE was trained on.
     """
     if name == OWN:
         return saes

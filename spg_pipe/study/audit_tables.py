@@ -67,17 +67,9 @@ def means(frame: pd.DataFrame, rows: Sequence[str], columns: Sequence[str]) -> p
 
 
 def atoms_needed(by_n: pd.Series, whole: float) -> float:
-    """The least number of atoms from which on a figure is less than `LOSS` below another.
+    """The least number of atoms from which on a figure is less than `LOSS` below that of all.
 
-    Parameters
-    ----------
-    by_n : mean figure, indexed by n in rising order
-    whole : the figure of the whole guides
-
-    Returns
-    -------
-    float
-        NaN if no number is enough.
+    `by_n` is the mean figure, indexed by n in rising order; NaN if no number is enough.
     """
     known = by_n.dropna()
     short = known.index[~(whole - known < LOSS)]

@@ -48,10 +48,7 @@ def score_patchwise(
 ) -> Scores:
     """Judge every image of a store and write scores/<run>/.
 
-    Parameters
-    ----------
-    about : fields of `ScoresRecord`
-        `method` and `supervision`, and what else is known of the method.
+    `about` are fields of `ScoresRecord`: `method`, `supervision`, what else is known of the method.
     """
     licences = tuple(sorted(store.spec.licences))
     record = ScoresRecord.of_store(store, log_odds=True, licences=licences, **about)
@@ -84,12 +81,8 @@ def dissimilarity() -> Values:
 def logistic_regression(store: FeatureStore, seed: int) -> Values:
     """scikit-learn on unit patch tokens, for each layer: normal patches and such with a defect.
 
-    The latter count by the defective share of their area.
-
-    Raises
-    ------
-    SpgError
-        If no patch has a defect, or all have.
+    The latter count by the defective share of their area. An `SpgError` if no patch has a defect,
+    or all have.
     """
     sides: dict[str, tuple[Tensor, float]] = {}
     for layer in store.layers:
@@ -135,12 +128,7 @@ def _draw(store: FeatureStore, layer: str, seed: int) -> tuple[np.ndarray, np.nd
 def mahalanobis(target: FeatureStore, *normals: FeatureStore) -> Values:
     """Distance from the normal patches' distribution, its covariance shrunk (Ledoit and Wolf).
 
-    Parameters
-    ----------
-    target : FeatureStore
-        What is to be judged.
-    normals : FeatureStore
-        Its normal images: a distribution for each category.
+    `normals` are normal images of the target: a distribution for each category.
     """
     names = target.array("category").astype(object)
     fitted = {
@@ -173,13 +161,7 @@ def mutual_scoring(store: FeatureStore, seed: int) -> Values:
     The images of the target judge each other, without labels (after MuSc, 2024): a patch is
     anomalous if most other images have nothing like it. It sees the whole target set at once, so it
     is not zero-shot, and is named so wherever a number of it stands.
-
-    Parameters
-    ----------
-    store : FeatureStore
-        The target itself; its labels are not read.
-    seed : int
-        Of the draw of reference images.
+    The seed is that of the draw of reference images.
     """
     drawn = np.sort(np.random.default_rng(seed).permutation(len(store))[: MUTUAL_IMAGES + 1])
     references = {

@@ -50,19 +50,14 @@ _HEADS = {
 def choose(run: RecipeRun, aux: str) -> Result:
     """Judge every combination of the recipe's `choose` on held-out parts of an auxiliary set.
 
-    SAEs that are missing are trained.
+    SAEs that are missing are trained. An `SpgError` if the recipe has no `choose`, does not use
+    contrast guides and the additive rule, or the auxiliary set cannot be parted.
 
     Returns
     -------
     Result
         A row for each setting and held-out part, then their mean; means over seeds. Also written to
         choices/<name>/<aux>-….csv, beside the recipe with these values for this auxiliary set.
-
-    Raises
-    ------
-    SpgError
-        If the recipe has no `choose`, does not use contrast guides and the additive rule, or the
-        auxiliary set cannot be parted.
     """
     axes, seeds = run.params.choose, run.params.seeds
     if not axes:

@@ -51,11 +51,8 @@ def compare(run: RecipeRun, *, normals: int = 4) -> Result:
     split, and are left out, with a note, where there is none. What is to be done is done in
     processes of its own, one for each core (`runner`).
 
-    Returns
-    -------
-    Result
-        A row for each method and direction: mean and deviation over seeds, interval, costs. Also
-        written to compare/<name>.csv.
+    The result is a row for each method and direction: mean and deviation over seeds, interval,
+    costs. It is also written to compare/<name>.csv.
     """
     if not run.params.directions:
         raise SpgError("The recipe has no directions, so there is nothing to compare.")

@@ -45,10 +45,7 @@ PartFigures = dict[str, np.ndarray]
 def best(merits: np.ndarray, tolerance: float = TOLERANCE) -> int:
     """The candidate to take: the first of those that no other beats by a tolerance.
 
-    Raises
-    ------
-    SpgError
-        If there is nothing to judge by.
+    An `SpgError` if there is nothing to judge by.
     """
     if np.isnan(merits).any():
         raise SpgError(
@@ -61,10 +58,7 @@ def best(merits: np.ndarray, tolerance: float = TOLERANCE) -> int:
 def held_out_parts(store: FeatureStore, sums: ClassSums) -> dict[str, np.ndarray]:
     """Name → (n,) bool of the images that are held out together.
 
-    Raises
-    ------
-    SpgError
-        If the set cannot be parted.
+    An `SpgError` if the set cannot be parted.
     """
     categories = store.array("category").astype(object)
     anomalous = sums.labels == 1
@@ -105,12 +99,8 @@ def judge_candidates(
     """Judge every candidate on every held-out part.
 
     Maps are compared with masks at a quarter of S: enough to rank settings, and sixteen times less
-    to do. `progress` is told how many parts of all are done.
-
-    Raises
-    ------
-    SpgError
-        If the set cannot be parted, or without a part nothing is left to learn from.
+    to do. `progress` is told how many parts of all are done. An `SpgError` if the set cannot be
+    parted, or without a part nothing is left to learn from.
     """
     sums = class_sums(store, detection, device)
     parts = held_out_parts(store, sums)

@@ -68,18 +68,13 @@ def league(run: RecipeRun) -> Result:
     """Judge every combination of the recipe's `choose` on every direction, with every seed.
 
     SAEs, and trained guides of the published recipe, are made if they are missing. Jobs run in
-    processes of their own, as those of `compare`.
+    processes of their own, as those of `compare`. An `SpgError` if the recipe has no `choose`, does
+    not use contrast guides and the additive rule, or some target is part of every direction.
 
     Returns
     -------
     Result
         See `Standings.rows`; also written to league/<name>.csv.
-
-    Raises
-    ------
-    SpgError
-        If the recipe has no `choose`, does not use contrast guides and the additive rule, or some
-        target is part of every direction.
     """
     settings, ways = _settings(run), run.params.directions
     require_writable(path := run.paths.league)
@@ -162,13 +157,7 @@ def _jobs(
 
 
 def judge_candidates(run: RecipeRun, settings: Sequence[Setting], aux: str, seed: int) -> Found:
-    """Fit every candidate on an auxiliary set, and judge its targets by it.
-
-    Returns
-    -------
-    dict of target → (candidates, 4)
-        See `LEAGUE_FIGURES`.
-    """
+    """Fit every candidate on an auxiliary set, and judge its targets: (candidates, 4) each."""
     device, load = choose_device(run.device), cache(SaeRun.load)
     store = checked_store(run, find_dataset(run.params, aux))
     makers: dict[tuple[Path, int], list[int]] = {}
@@ -222,12 +211,7 @@ def judge_target(
 
 
 def judge_baseline(entry: Entry, paths: Mapping[str, tuple[Path, Path]]) -> Found:
-    """Make a method, and judge its targets by it; `paths`: see `compare.judge`.
-
-    Returns
-    -------
-    dict of target → (4,)
-    """
+    """Make a method, and judge its targets by it; `paths`: see `compare.judge`."""
     score, found = entry.make(entry), Found()
     for target, (path, out) in paths.items():
         store = FeatureStore(path)

@@ -74,10 +74,8 @@ class Entry:
 def entries(run: RecipeRun, stores: Stores, normals: int) -> Iterator[Entry]:
     """Every method with every seed that it depends on, in the order of the table.
 
-    Parameters
-    ----------
-    normals : int
-        Images of a target's train split that few-shot methods see; they are extracted here.
+    `normals` images of a target's train split are what few-shot methods see; they are extracted
+    here.
     """
     yield from zero_shot(run, stores)
     backbone = cache(partial(load_backbone, run))  # once for all, if anyone needs it

@@ -51,17 +51,14 @@ def combinations(
 ) -> list[Setting]:
     """The recipe once for every combination of some values.
 
+    An `SpgError` if a key is none, a combination is not valid, or there are more than 10,000.
+
     Parameters
     ----------
     axes : dict of `section.key`, or a whole `section`, → values
         Of `sections` alone.
     what : str
         The recipe's section that lists them, for messages.
-
-    Raises
-    ------
-    SpgError
-        If a key is none, a combination is not valid, or there are more than 10,000.
     """
     for key in axes:
         name = key.partition(".")[0]
@@ -92,10 +89,7 @@ def combinations(
 def require_default_method(params: Params, command: str) -> None:
     """Refuse other settings than those that a command is for.
 
-    Raises
-    ------
-    SpgError
-        If guides are not made in closed form, or the rule is not additive.
+    An `SpgError` if guides are not made in closed form, or the rule is not additive.
     """
     if params.guides.kind != "contrast" or params.score.rule != "additive":
         raise SpgError(
@@ -108,10 +102,7 @@ def require_default_method(params: Params, command: str) -> None:
 def require_whole_images(stores: Mapping[str, FeatureStore], command: str) -> None:
     """Refuse tiles: a command that judges by the tokens of each image as a whole.
 
-    Raises
-    ------
-    SpgError
-        If a store has tiles.
+    An `SpgError` if a store has tiles.
     """
     for name, store in stores.items():
         if store.spec.backbone.tiles is not None:

@@ -38,13 +38,7 @@ def left_out(figures: np.ndarray, ways: Sequence[Direction]) -> dict[str, int]:
 
 
 def others_of(target: str, ways: Sequence[Direction]) -> list[int]:
-    """Which of the directions are left without a target.
-
-    Raises
-    ------
-    SpgError
-        If there is none.
-    """
+    """Which of the directions are left without a target; an `SpgError` if there is none."""
     others = [n for n, way in enumerate(ways) if target not in (way.aux, way.target)]
     if not others:
         raise SpgError(

@@ -61,12 +61,7 @@ def settings_of(run: RecipeRun, *, one_at_a_time: bool = False) -> list[Setting]
     """The recipe once for every combination of its `sweep`.
 
     With `one_at_a_time` the recipe as it is, then every value of `sweep` alone, all others as in
-    the recipe.
-
-    Raises
-    ------
-    SpgError
-        If it has none, or a combination is not valid.
+    the recipe. An `SpgError` if it has none, or a combination is not valid.
     """
     axes = run.params.sweep
     if not axes:

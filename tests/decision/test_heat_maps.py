@@ -48,9 +48,3 @@ def test_colour_of_the_photograph_does_not_mix_with_the_map() -> None:
 def test_sixteen_bits_are_scaled_by_the_type_s_range() -> None:
     values = np.array([[[0, 32896, 65535]]], np.uint16)
     np.testing.assert_array_equal(heat_maps.eight_bit(values), [[[0, 128, 255]]])
-
-
-def test_colour_bar_shows_what_overlay_paints() -> None:
-    bar = heat_maps.colour_bar(11, 2)
-    painted = heat_maps.overlay(grey(1, 1), np.full((1, 1), 0.5, np.float32))
-    np.testing.assert_array_equal(bar[0, 5], painted[0, 0])

@@ -102,7 +102,7 @@ def test_predict_writes_scores_and_overlays(project: Path, tmp_path: Path) -> No
     with Image.open(out / lines[0]["files"]["overlay"]) as overlay, Image.open(images[0]) as image:
         assert overlay.size == image.size
     assert (out / "scores.csv").read_text().count("\n") == len(images) + 1
-    text = spg_process("predict", detector, images[0], "--out", out, cwd=project)
+    text = spg("predict", detector, images[0], "--out", out, cwd=project)
     assert text.returncode == 0
     assert "licence" in text.stderr.lower()
 

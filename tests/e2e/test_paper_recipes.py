@@ -22,7 +22,7 @@ def test_paper_recipe_on_miniature_official_layouts(
     recipe: str, patches: int, dim: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The published experiment but for the weights (random), the number of blocks, of images, of
-    # those in a batch of the SAE and of the guides' epochs.
+    # atoms, of images in a batch of the SAE and of the guides' epochs.
     folder = pipeline_folder(tmp_path / "project")
     mvtec = write_mvtec(tmp_path / "mvtec", ["bottle"], good=1, defects=["crack"])
     visa = write_visa(tmp_path / "visa", ["candle"], good=1, anomalous=1)
@@ -31,7 +31,7 @@ def test_paper_recipe_on_miniature_official_layouts(
     assert layer == ["24"]
     weights = shallow_weights(recipe, tmp_path / "weights.safetensors", monkeypatch)
     shallow = {"backbone.weights": str(weights), "backbone.layers": [str(BLOCKS)]}
-    edit_params(folder, shallow | {"sae.batch_images": 1, "guides.epochs": 1})
+    edit_params(folder, shallow | {"sae.batch_images": 1, "sae.dict_size": 256, "guides.epochs": 1})
     run_stages(folder)
     weights.unlink()
     (store,) = (folder / "artifacts" / "features").glob("visa-*.zarr")

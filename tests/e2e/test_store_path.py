@@ -3,21 +3,24 @@
 from pathlib import Path
 
 import pytest
+from layouts import write_mvtec
 from tiny import files
 
 from e2e.helpers import commit, dvc, edit_params, must, pipeline_folder, run, spg
+from e2e.test_pipeline import QUICK
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.verify import require_intact, verify
 
 STAGE = "extract@data0"
-PLACE = "artifacts/features/demo-mvtec-efficientnet-lite0-64.zarr"
+PLACE = "artifacts/features/left-efficientnet-lite0-64.zarr"
 
 
 @pytest.mark.slow
 def test_a_stores_path_holds_what_the_parameters_say(tmp_path: Path) -> None:
     folder = pipeline_folder(tmp_path / "project", git=True)
+    write_mvtec(folder / "left")
     must(spg("recipe", "use", "demo", cwd=folder))
-    edit_params(folder, {"backbone.image_size": 64})
+    edit_params(folder, QUICK)
     must(dvc("repro", STAGE, cwd=folder))
     commit(folder)
     store = folder / PLACE
@@ -25,7 +28,7 @@ def test_a_stores_path_holds_what_the_parameters_say(tmp_path: Path) -> None:
     assert FeatureStore(store).spec.dtype == "float16"
 
     # Checked out with hard links: read-only, the same file as in DVC's cache.
-    must(dvc("config", "--local", "cache.type", "hardlink", cwd=folder))
+    (folder / ".dvc" / "config.local").write_text("[cache]\n    type = hardlink\n")
     must(dvc("checkout", "--relink", "--force", STAGE, cwd=folder))
     shard = store / "tokens_s16/c/0/0/0"
     assert shard.stat().st_nlink > 1
@@ -45,7 +48,7 @@ def test_a_stores_path_holds_what_the_parameters_say(tmp_path: Path) -> None:
     assert "up to date" in must(dvc("repro", STAGE, cwd=folder))
 
     # By hand, over hard links: refused with the difference, replaced where that is asked for.
-    changed = ("--split", "demo-mvtec", "--out", PLACE, "--set", "extract.dtype=float32")
+    changed = ("--split", "left", "--out", PLACE, "--set", "extract.dtype=float32")
     assert "--replace" in spg("extract", *changed, cwd=folder).stderr
     assert files(store) == first
     must(spg("extract", *changed, "--replace", cwd=folder))

@@ -51,13 +51,12 @@ MADE_BY_WRITES = ("disk full", "read-only")
 
 @dataclass
 class Watch:
-    """Counts deeds below a folder, and has one of them fail. Python tells its hooks of each file
-    that is opened, renamed or removed, and of each folder."""
+    """Notes deeds below a folder by the faults that can meet them, and has one of them fail. Python
+    tells its hooks of each file that is opened, renamed or removed, and of each folder."""
 
     folder: Path | None = None
-    fails_at: int = -1
-    fault: str = ""
-    deeds: list[str] = field(default_factory=list)
+    fails_at: tuple[str, int] | None = None
+    deeds: dict[str, list[str]] = field(default_factory=dict)
 
     def __call__(self, event: str, args: tuple[object, ...]) -> None:
         if self.folder is None or event not in (*_DEEDS, "open"):
@@ -69,13 +68,14 @@ class Watch:
             return
         flags = args[2] if event == "open" else _WRITES
         writes = isinstance(flags, int) and flags & _WRITES
-        if not writes and self.fault in ("", *MADE_BY_WRITES):
-            return
-        if event in ("os.remove", "os.rmdir") and self.fault != "SIGTERM":
-            return  # room is made by it
-        self.deeds.append(f"{event} {Path(path).name}")
-        if len(self.deeds) - 1 == self.fails_at:
-            FAULTS[self.fault]()
+        for fault, deeds in self.deeds.items():
+            if not writes and fault in MADE_BY_WRITES:
+                continue
+            if event in ("os.remove", "os.rmdir") and fault != "SIGTERM":
+                continue  # room is made by it
+            deeds.append(f"{event} {Path(path).name}")
+            if self.fails_at == (fault, len(deeds) - 1):
+                FAULTS[fault]()
 
 
 WATCH = Watch()
@@ -83,9 +83,11 @@ sys.addaudithook(WATCH)  # no hook can be removed; without a folder it does noth
 
 
 @contextmanager
-def watched(folder: Path, fault: str = "", fails_at: int = -1) -> Iterator[list[str]]:
-    """The deeds below a folder, the one of that number failing."""
-    WATCH.folder, WATCH.fault, WATCH.fails_at, WATCH.deeds = folder, fault, fails_at, []
+def watched(
+    folder: Path, fails_at: tuple[str, int] | None = None
+) -> Iterator[dict[str, list[str]]]:
+    """Fault → the deeds below a folder that it can meet; the one of that number meets it."""
+    WATCH.folder, WATCH.fails_at, WATCH.deeds = folder, fails_at, {fault: [] for fault in FAULTS}
     try:
         yield WATCH.deeds
     finally:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from e2e.helpers import must, spg
@@ -20,9 +21,19 @@ CHAIN = ("prepare", "extract", "train-sae", "train-guides", "score", "evaluate",
 COMMANDS = (*CHAIN, "predict", "explain")
 
 
+class Undisturbed(NamedTuple):
+    """A command that nothing disturbs."""
+
+    before: Path
+    """A folder as it is before."""
+    after: dict[str, bytes]
+    """What the folder holds afterwards."""
+    deeds: dict[str, list[str]]
+    """Fault → what the command does that can meet it."""
+
+
 @pytest.fixture(scope="module")
-def states(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Command → a folder as it is before that command; "" → as it is after all of them."""
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Undisturbed]:
     base = tmp_path_factory.mktemp("states")
     folder = base / "now"
     write_mvtec(folder / "left")
@@ -30,9 +41,13 @@ def states(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (folder / "params.yaml").write_text(json.dumps(RECIPE))
     found = {}
     for command in COMMANDS:
-        found[command] = shutil.copytree(folder, base / command)
-        must(spg(*words_of(command), cwd=folder))
-    return found | {"": folder}
+        before = shutil.copytree(folder, base / command)
+        must(spg(*words_of(command), cwd=folder))  # imports, too, which look into folders
+        again = shutil.copytree(before, base / "again" / command)
+        with watched(again) as deeds:
+            must(spg(*words_of(command), cwd=again))
+        found[command] = Undisturbed(before, held(again), deeds)
+    return found
 
 
 def words_of(command: str) -> tuple[str, ...]:
@@ -48,34 +63,19 @@ def held(folder: Path) -> dict[str, bytes]:
     return {name: content for name, content in files(folder).items() if ".lock" not in name}
 
 
-@pytest.fixture(scope="module", params=COMMANDS)
-def undisturbed(
-    request: pytest.FixtureRequest,
-    states: dict[str, Path],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[str, dict[str, bytes]]:
-    """A command, and what its folder holds afterwards."""
-    folder = shutil.copytree(states[request.param], tmp_path_factory.mktemp("whole") / "folder")
-    must(spg(*words_of(request.param), cwd=folder))
-    return request.param, held(folder)
-
-
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_a_fault_is_one_message_and_the_command_again_makes_the_same_bytes(
-    states: dict[str, Path], undisturbed: tuple[str, dict[str, bytes]], tmp_path: Path, fault: str
+    undisturbed: dict[str, Undisturbed], tmp_path: Path, command: str, fault: str
 ) -> None:
     """At another moment for each fault, spread over all that the command does."""
-    (command, expected), folder = undisturbed, tmp_path / "folder"
-    shutil.copytree(states[command], folder)
+    (start, expected, usual), folder = undisturbed[command], tmp_path / "folder"
+    moment = round((len(usual[fault]) - 1) * list(FAULTS).index(fault) / (len(FAULTS) - 1))
+    shutil.copytree(start, folder)
     before = held(folder)
-    with watched(folder, fault) as deeds:
-        must(spg(*words_of(command), cwd=folder))
-    moment = round((len(deeds) - 1) * list(FAULTS).index(fault) / (len(FAULTS) - 1))
-    shutil.rmtree(folder)
-    shutil.copytree(states[command], folder)
-    with watched(folder, fault, moment) as deeds:
+    with watched(folder, (fault, moment)) as deeds:
         done = spg(*words_of(command), cwd=folder)
-    at = f"{deeds[moment]}: {done}"
+    at = f"{deeds[fault][moment]}: {done}"
     assert "Traceback" not in done.stderr, at
     code, said = (143, "Ended by SIGTERM.") if fault == "SIGTERM" else (1, "Error: ")
     assert done.returncode in (code, 0), at  # 0: something else was tried

@@ -116,15 +116,16 @@ def test_too_little_memory_is_a_message_or_the_right_result(
     project: Path, tmp_path: Path, command: str
 ) -> None:
     """The system's own limit on a process, so many MiB above what its imports took."""
-    big = photos(tmp_path / "big")
-    noise = np.random.default_rng(0).integers(0, 255, (3000, 4000, 3), dtype=np.uint8)
-    save(noise, big / "a.png")
     expected = artefacts(project)
-    detector = "artifacts/detectors/mini/left-efficientnet-lite0-64-s111"
-    words = ["extract"] if command == "extract" else ["predict", detector, str(big)]
-    folder = shutil.copytree(project, tmp_path / "copy")
+    folder, words = shutil.copytree(project, tmp_path / "copy"), ["extract"]
     if command == "extract":
         shutil.rmtree(folder / "artifacts" / "features")
+    else:
+        big = photos(tmp_path / "big")
+        noise = np.random.default_rng(0).integers(0, 255, (3000, 4000, 3), dtype=np.uint8)
+        save(noise, big / "a.bmp")  # as a PNG it would take seconds
+        detector = "artifacts/detectors/mini/left-efficientnet-lite0-64-s111"
+        words = ["predict", detector, str(big)]
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, "8", *words],
         cwd=folder,

@@ -29,6 +29,7 @@ from spg_pipe.study import making, methods
 from spg_pipe.study.compare import compare
 from spg_pipe.study.costs import MakingCosts
 from spg_pipe.study.settings import Result
+from study.test_league import in_turn
 
 ZERO_SHOT = {
     "spg-plus": "labelled auxiliary set",
@@ -106,6 +107,7 @@ def test_a_second_run_makes_nothing_again_and_still_knows_what_it_cost(
 ):
     folder, first = compared
     monkeypatch.chdir(folder)
+    monkeypatch.setattr("spg_pipe.study.compare.run_jobs", in_turn)  # the first run had processes
     again = compare(replace(run_of(seeds=[1]), console=Console(1)), normals=2)
     said = capsys.readouterr().err
     assert "spg-plus, left → right, seed 1" in said

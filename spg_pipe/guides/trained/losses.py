@@ -65,11 +65,8 @@ class PixelTarget:
     ) -> "PixelTarget":
         """Of masks (B, H, W) in {0, 1} for patches on a `grid`.
 
-        Parameters
-        ----------
-        single_image_by_row : bool
-            Protocol spg: a batch of one image computes dice for each of its rows
-            (docs/method.md §5).
+        `single_image_by_row` is protocol spg: a batch of one image computes dice for each of its
+        rows (docs/method.md §5).
         """
         height, width = masks.shape[1:]
         rows = interpolation(grid[0], height).to(masks.device, torch.float64)

@@ -72,7 +72,8 @@ def fit_guides(
 ) -> list[GuideFit]:
     """Train four guides for every layer and run, in one pass over the store an epoch.
 
-    Every run gets to the bit what it would get alone.
+    Every run gets to the bit what it would get alone. An `SpgError` if an SAE does not belong to
+    the store, there is nothing to learn from, runs do not fit together, or a loss is not finite.
 
     Parameters
     ----------
@@ -85,12 +86,6 @@ def fit_guides(
     checkpoints : Checkpoints, optional
         A killed training goes on from there and ends with the same bits. Removing the last
         checkpoint is for the caller, when the results are safe.
-
-    Raises
-    ------
-    SpgError
-        If an SAE does not belong to the store, there is nothing to learn from, runs do not fit
-        together, or a loss is not finite.
     """
     if len({run.stream for run in runs}) != 1:
         streams = ", ".join(map(str, sorted({run.stream for run in runs}))) or "no run"
@@ -190,10 +185,7 @@ class Training:
     def step(self, batch: ImageBatch) -> bool:
         """A step of every run and layer; whether `loss` now counts this batch.
 
-        Raises
-        ------
-        SpgError
-            If a loss was not finite in one of the last few steps.
+        An `SpgError` if a loss was not finite in one of the last few steps.
         """
         targets: dict[tuple[int, int], PixelTarget] = {}
         losses = []

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 from distributed.core import Status
+from e2e.helpers import ROOT
 from tiny import files
 
+from benchmarks import units
 from pipeline.units import DiesOnce, Squares, TinyShards
 from spg_pipe.artefacts import files as artefacts
 from spg_pipe.detector import scores as scores_module
@@ -134,20 +136,45 @@ def test_workers_of_other_versions_are_refused(workers, monkeypatch):
 
 def test_no_scheduler_is_one_message(monkeypatch):
     monkeypatch.setattr(cluster, "_SECONDS_TO_CONNECT", 0.2)
-    for address in ("tcp://127.0.0.1:9", "nonsense"):
-        with (
-            pytest.raises(SpgError, match=rf"No Dask scheduler answers at {address}.*local:4"),
-            cluster.opened(address),
-        ):
+    for address, says in (
+        ("tcp://127.0.0.1:9", r"No Dask scheduler answers at tcp://127\.0\.0\.1:9"),
+        ("tls://127.0.0.1:9", r"tls://127\.0\.0\.1:9 needs certificates"),
+    ):
+        with pytest.raises(SpgError, match=says), cluster.opened(address):
             pass
 
 
-@pytest.mark.parametrize("name", ["local:0", "local:", "local:x", "local:²", "local:1001"])
-def test_numbers_of_workers_that_are_none_are_refused(name):
-    with pytest.raises(UsageError, match=r"expected local, local:N"):
+@pytest.mark.slow
+def test_a_scheduler_that_is_killed_is_one_message(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests"), str(ROOT)]))
+    started = []
+    try:
+        for process in units.processes(tmp_path):
+            started.append(process)
+            where = units.address(tmp_path / "scheduler.json")
+        with cluster.opened(where) as opened, opened.serving(Squares()) as results:
+            answers = results(range(20, 60))
+            next(answers)
+            started[0].kill()
+            with pytest.raises(SpgError, match=r"scheduler or all workers of tcp://.* are gone\."):
+                list(answers)
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    assert capfd.readouterr().err == ""
+
+
+WRONG = ["local:0", "local:", "local:x", "local:²", "local:1001", "", "there", "tcp://there:x"]
+
+
+@pytest.mark.parametrize("name", [*WRONG, "ucx://there:1", "http://there:1"])
+def test_what_is_no_cluster_is_refused(name):
+    with pytest.raises(UsageError, match=r"expected local, local:N.*tcp://host:8786"):
         local_workers(name)
     assert local_workers("local:3") == 3
-    assert local_workers("tcp://there:8786") is None
+    for address in ("tcp://there:8786", "there:8786", "tls://[::1]:8786"):
+        assert local_workers(address) is None
 
 
 def test_a_run_for_workers_has_whole_paths_and_a_share_of_the_cores(tmp_path, monkeypatch):

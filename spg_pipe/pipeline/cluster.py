@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
@@ -126,7 +126,8 @@ class Workers:
             yield lambda units: self._results(name, units)
         finally:
             if self._client.status == "running":
-                self._client.unregister_worker_plugin(name)
+                with suppress(OSError):  # the scheduler has just ended
+                    self._client.unregister_worker_plugin(name)
 
     def _results(self, name: str, units: Iterable[U]) -> Iterator[tuple[U, R]]:
         try:
@@ -134,7 +135,8 @@ class Workers:
         except SpgError:
             raise
         except Exception as error:  # without its scheduler, Dask's client raises several kinds
-            if self._client.status != "running" or isinstance(error, CancelledError):
+            lost = isinstance(error, CancelledError | CommClosedError)
+            if lost or self._client.status != "running":
                 raise self._lost() from error
             raise
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from distributed.core import Status
 from e2e.helpers import ROOT
-from tiny import files
+from tiny import extracted, files, flip
 
 from benchmarks import units
 from pipeline.units import DiesOnce, Squares, TinyShards
@@ -19,7 +20,7 @@ from spg_pipe.artefacts import files as artefacts
 from spg_pipe.detector import scores as scores_module
 from spg_pipe.detector.evaluate import evaluate_scores
 from spg_pipe.detector.scores import score_store
-from spg_pipe.errors import SpgError, UsageError
+from spg_pipe.errors import DamagedError, SpgError, UsageError
 from spg_pipe.pipeline import cluster
 from spg_pipe.pipeline.cluster import Workers
 from spg_pipe.pipeline.console import Console
@@ -29,6 +30,7 @@ from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import local_workers
 from spg_pipe.recipe.params import MetricParams, parse_params
 from spg_pipe.store.finish import finish_store
+from spg_pipe.store.reader import FeatureStore
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,29 @@ def test_workers_that_are_killed_in_every_shard_change_nothing(
     assert files(place) == files(tiny_store.path)
 
 
+def score_job(detector: Any, store: Any) -> ScoreJob:
+    return ScoreJob(detector, store.path, store.fingerprint, None, None, "cpu")
+
+
+def test_a_worker_that_sees_another_store_or_other_maps_computes_nothing(
+    tiny_store, tiny_manifest, tiny_detector, tmp_path, copy_of
+):
+    """As of a machine with folders of its own in the same places."""
+    place = copy_of(tiny_store.path)
+    made = score_store(tiny_detector, FeatureStore(place), tmp_path / "scores")
+    metrics = EvaluateJob(made, place, MetricParams(), None, None)
+    assert metrics.open()("nut").images == 8
+    flip(next(path for path in (made.path / "maps.zarr").rglob("c/*/*/*") if path.is_file()))
+    with pytest.raises(DamagedError, match=r"maps\.zarr.* is damaged"):
+        metrics.open()
+    job = score_job(tiny_detector, FeatureStore(place))
+    shutil.rmtree(place)
+    extracted(tiny_manifest.spread(6), place)
+    for each in (job, metrics):
+        with pytest.raises(SpgError, match=r"another store for a worker.*one file system"):
+            each.open()
+
+
 @pytest.mark.slow
 def test_scores_and_metrics_of_workers_that_are_killed_are_those_of_one_process(
     workers, tiny_store, tiny_detector, tmp_path, monkeypatch
@@ -60,7 +85,7 @@ def test_scores_and_metrics_of_workers_that_are_killed_are_those_of_one_process(
     done: list[int] = []
     alone = score_store(tiny_detector, tiny_store, tmp_path / "alone")
     (marks := tmp_path / "marks").mkdir()
-    job = ScoreJob(tiny_detector, tiny_store.path, None, None, "cpu")
+    job = score_job(tiny_detector, tiny_store)
     dying: Any = SimpleNamespace(serving=lambda job: workers.serving(DiesOnce(job, marks)))
     with scored(dying, job, tiny_store, lambda now, _: done.append(now)) as parts:
         shared = score_store(tiny_detector, tiny_store, tmp_path / "shared", parts=parts)

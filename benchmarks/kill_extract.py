@@ -26,18 +26,26 @@ from spg_pipe.datasets.build import build_manifest
 from spg_pipe.recipe.data import Dataset
 from spg_pipe.store.extract import Extraction, extract
 
-IMAGES, SIDE = 60, 96
+IMAGES, SIDE, CATEGORIES = 20, 96, ("bolt", "nut", "ring")
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def write_pictures(folder: Path) -> None:
-    """Random pictures in the `folder` layout."""
-    rng = np.random.default_rng(0)
-    good = folder / "raw" / "part" / "good"
-    good.mkdir(parents=True)
-    for number in range(IMAGES):
-        pixels = rng.integers(0, 255, (SIDE, SIDE, 3), np.uint8)
-        Image.fromarray(pixels).save(good / f"{number:03d}.png")
+def write_pictures(root: Path, images: int) -> None:
+    """So many random pictures a category, every fourth with a defect, in the `folder` layout."""
+    rng = np.random.default_rng(images)
+    for category in CATEGORIES:
+        for number in range(images):
+            pixels = rng.integers(0, 255, (SIDE, SIDE, 3), np.uint8)
+            kind = "dent" if number % 4 == 0 else "good"
+            files = {f"{kind}/{number:03d}.png": pixels}
+            if kind == "dent":
+                mask = np.zeros((SIDE, SIDE), np.uint8)
+                mask[20:60, 30:70] = 255
+                pixels[mask > 0] //= 4
+                files[f"ground_truth/dent/{number:03d}_mask.png"] = mask
+            for name, array in files.items():
+                (root / category / name).parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(root / category / name)
 
 
 def extract_pictures(folder: Path, store: Path) -> None:
@@ -76,7 +84,7 @@ def killed(folder: Path, store: Path, delay: float) -> bool:
 def run(times: int, seed: int, folder: Path) -> int:
     """Print a line an extraction; the number of stores that differ."""
     generator = random.Random(seed)  # noqa: S311 - moments, not secrets
-    write_pictures(folder)
+    write_pictures(folder / "raw", IMAGES)
     whole = folder / "whole.zarr"
     extract_pictures(folder, whole)
     written = [path.stat().st_mtime for path in whole.rglob("*") if path.is_file()]

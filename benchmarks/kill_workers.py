@@ -20,13 +20,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import psutil
-from PIL import Image
 
-from benchmarks.kill_extract import ROOT, digests
+from benchmarks.kill_extract import ROOT, SIDE, digests, write_pictures
 
-IMAGES, SIDE, CATEGORIES = 100, 96, ("bolt", "nut", "ring")
+IMAGES = 100
 RECIPE = {
     "name": "kills",
     "datasets": [{"name": n, "layout": "folder", "root": n} for n in ("few", "many")],
@@ -38,24 +36,6 @@ RECIPE = {
 }
 Made = dict[str, dict[str, str]]
 """Kind of artefact → path → SHA-256."""
-
-
-def write_pictures(root: Path, images: int) -> None:
-    """Random pictures, every fourth with a defect, in the `folder` layout."""
-    rng = np.random.default_rng(images)
-    for category in CATEGORIES:
-        for number in range(images):
-            pixels = rng.integers(0, 255, (SIDE, SIDE, 3), np.uint8)
-            kind = "dent" if number % 4 == 0 else "good"
-            files = {f"{kind}/{number:03d}.png": pixels}
-            if kind == "dent":
-                mask = np.zeros((SIDE, SIDE), np.uint8)
-                mask[20:60, 30:70] = 255
-                pixels[mask > 0] //= 4
-                files[f"ground_truth/dent/{number:03d}_mask.png"] = mask
-            for name, array in files.items():
-                (root / category / name).parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(array).save(root / category / name)
 
 
 def command(folder: Path, *words: str) -> subprocess.Popen[bytes]:

@@ -27,9 +27,9 @@ from spg_pipe.errors import DamagedError, SpgError
 
 
 def inside(path: str) -> str:
-    """The path, if it stays below the dataset's folder; else ValueError."""
+    """The path, if it stays below its folder; else ValueError."""
     if PurePosixPath(path).is_absolute() or ".." in path.split("/"):
-        raise ValueError(f"{path} is outside the dataset's folder")
+        raise ValueError(f"{path} is outside the folder")
     return path
 
 
@@ -55,6 +55,8 @@ FigureOrNaN = Annotated[
 
 Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]{0,500}$")]
 """One line of text: what something is called, a fingerprint."""
+FileName = Annotated[Name, AfterValidator(inside)]
+"""Of a file below the folder of the JSON that names it."""
 LayerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,40}(@[0-9]{1,6})?$")]
 """A layer, perhaps at one side of several (`TokenKey.name`): part of the names of files."""
 LARGEST_SIDE = 16_384

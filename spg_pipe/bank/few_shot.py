@@ -29,7 +29,7 @@ from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.detector.judge import Judged
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.record import BankOrigin, ScoresRecord
-from spg_pipe.detector.scores import Progress, Scores, write_scores
+from spg_pipe.detector.scores import Progress, Scores, parts_of, write_scores
 from spg_pipe.errors import SpgError, UnsuitableError, listed
 from spg_pipe.recipe.params import BankParams, ScoreParams
 from spg_pipe.store.reader import FeatureStore
@@ -234,8 +234,8 @@ def score_few_shot(
         of_each = [footings[str(name)] for name in names[rows]]
         return judge_fused(detector, distances, tokens, store.spec.backbone, of_each)
 
-    record = _record(detector, banks, store)
-    return write_scores(store, path, judge_batch, record, device=device, progress=progress)
+    parts = parts_of(store, judge_batch, device=device, progress=progress)
+    return write_scores(store, path, parts, _record(detector, banks, store))
 
 
 def _footings(detector: Detector, banks: Banks) -> dict[str, Footing]:

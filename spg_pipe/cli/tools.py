@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from typer import Argument, Option
 
 from spg_pipe.cli.options import (
+    BACKBONE,
     RECIPE,
     AuxOption,
     CategoriesOption,
@@ -45,7 +46,7 @@ def inspect(
     options.console().result(content, as_text(content))
 
 
-@shared("backbone", "weights", "image_size", "layers", "device", *RECIPE)
+@shared(*BACKBONE, "device", *RECIPE)
 def plan(
     options: Options,
     images: Annotated[int, Option(min=1, help="Of the set to be planned.")],

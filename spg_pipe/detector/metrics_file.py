@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from spg_pipe.artefacts.record import FigureOrNaN, Name, Record, read_record
+from spg_pipe.artefacts.record import FigureOrNaN, FileName, Name, Record, read_record
 from spg_pipe.detector.record import Auxiliary
 from spg_pipe.guides.kinds import Guides
 from spg_pipe.metrics import MetricsRow, MetricsTable, RowContext, RowCounts
@@ -58,7 +58,7 @@ class MetricsRecord(Record):
     mean: RowRecord
     categories: dict[str, RowRecord]
     provenance: Provenance
-    files_sha256: dict[Name, Name] = Field(default_factory=dict)
+    files_sha256: dict[FileName, Name] = Field(default_factory=dict)
     """Of the CSV files and of `means`, by their paths from the folder of this file."""
 
     @classmethod

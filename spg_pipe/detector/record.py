@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from spg_pipe.artefacts.files import versions
-from spg_pipe.artefacts.record import Count, LayerName, Name, Record, Seed, Size
+from spg_pipe.artefacts.record import Count, FileName, LayerName, Name, Record, Seed, Size
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.decision.rules import Rule
 from spg_pipe.guides.kinds import Guides
@@ -88,7 +88,7 @@ class DetectorRecord(Record):
     fingerprint: Name = ""
     versions: dict[Name, Name]
     tensors_sha256: Name = ""
-    files_sha256: dict[Name, Name] = Field(default_factory=dict)
+    files_sha256: dict[FileName, Name] = Field(default_factory=dict)
     """Of curve.csv, where the guides were trained."""
 
     @model_validator(mode="after")
@@ -151,7 +151,7 @@ class ScoresRecord(Record):
     licences: tuple[str, ...]
     fingerprint: Name = ""
     versions: dict[Name, Name]
-    files_sha256: dict[Name, Name] = Field(default_factory=dict)
+    files_sha256: dict[FileName, Name] = Field(default_factory=dict)
 
     @classmethod
     def of_store(cls, store: FeatureStore, **judged: Any) -> "ScoresRecord":

@@ -188,7 +188,7 @@ def score_store(
     if parts is None:
         judge_batch = judge_of(detector, store, score, ignored)
         parts = parts_of(store, judge_batch, device=device, progress=progress)
-    return _write_parts(store, path, parts, record, ignored)
+    return write_scores(store, path, parts, record, ignored)
 
 
 def judge_of(
@@ -264,30 +264,13 @@ def _joined(columns: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 def write_scores(
     store: FeatureStore,
     path: Path,
-    judge_batch: JudgeBatch,
-    record: ScoresRecord,
-    *,
-    device: str = "cpu",
-    progress: Progress | None = None,
-) -> Scores:
-    """Judge every image of a store, by whatever judges, and write scores/<run>/.
-
-    `record` lacks its fingerprint and digests.
-    """
-    parts = parts_of(store, judge_batch, device=device, progress=progress)
-    return _write_parts(store, path, parts, record)
-
-
-def _write_parts(
-    store: FeatureStore,
-    path: Path,
     parts: Iterable[Part],
     record: ScoresRecord,
     ignored: Ignored | None = None,
 ) -> Scores:
     """Write scores/<run>/ from all parts, in any order; each is a chunk, written once.
 
-    `ignored`: what the parts did not count.
+    `record` has neither its fingerprint nor digests; `ignored` is what the parts did not count.
     """
     columns: dict[int, dict[str, np.ndarray]] = {}
     with fresh_folder(path) as folder:

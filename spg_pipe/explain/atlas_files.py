@@ -11,7 +11,7 @@ from pydantic import Field
 
 from spg_pipe.artefacts.digests import file_digests
 from spg_pipe.artefacts.files import versions
-from spg_pipe.artefacts.record import Count, Name, Record, Seed, write_record
+from spg_pipe.artefacts.record import Count, FileName, Name, Record, Seed, write_record
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.record import DetectorOrigin
@@ -61,7 +61,7 @@ class AtlasRecord(Record):
     """Of the images, of which it shows parts, and the backbone's weights."""
     fingerprint: Name = ""
     versions: dict[Name, Name] = Field(default_factory=versions)
-    files_sha256: dict[Name, Name] = Field(default_factory=dict)
+    files_sha256: dict[FileName, Name] = Field(default_factory=dict)
     """Of the tables."""
 
     @classmethod

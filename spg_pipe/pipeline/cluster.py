@@ -7,7 +7,8 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
@@ -21,6 +22,7 @@ from distributed import Client, Future, LocalCluster, WorkerPlugin, get_worker, 
 from distributed.comm import CommClosedError
 from distributed.core import Status
 from distributed.scheduler import KilledWorker
+from distributed.security import Security
 from threadpoolctl import threadpool_limits
 
 from spg_pipe.artefacts.files import versions
@@ -124,9 +126,21 @@ class Workers:
             yield lambda units: self._results(name, units)
         finally:
             if self._client.status == "running":
-                self._client.unregister_worker_plugin(name)
+                with suppress(OSError):  # the scheduler has just ended
+                    self._client.unregister_worker_plugin(name)
 
     def _results(self, name: str, units: Iterable[U]) -> Iterator[tuple[U, R]]:
+        try:
+            yield from self._computed(name, units)
+        except SpgError:
+            raise
+        except Exception as error:  # without its scheduler, Dask's client raises several kinds
+            lost = isinstance(error, CancelledError | CommClosedError)
+            if lost or self._client.status != "running":
+                raise self._lost() from error
+            raise
+
+    def _computed(self, name: str, units: Iterable[U]) -> Iterator[tuple[U, R]]:
         waiting, tries, running = iter(units), Counter[int](), dict[Future, tuple[int, U]]()
         numbered = zip(count(), waiting, strict=False)
         while True:
@@ -168,8 +182,6 @@ class Workers:
             try:
                 wait(list(running), timeout=_SECONDS_A_LOOK, return_when="FIRST_COMPLETED")
             except TimeoutError:
-                if self._client.status != "running":
-                    raise self._lost() from None
                 if self._room():
                     seen = time.monotonic()
                 elif time.monotonic() - seen > _SECONDS:
@@ -178,9 +190,7 @@ class Workers:
             return [future for future in running if future.done()]
 
     def _result(self, future: Future) -> Any:
-        """The result of a unit, or `_DIED`; an `SpgError` if the unit or the cluster failed."""
-        if future.cancelled() or self._client.status != "running":
-            raise self._lost()
+        """The result of a unit, or `_DIED`; an `SpgError` if the unit failed."""
         try:
             result = future.result()
         except (KilledWorker, CommClosedError):
@@ -238,7 +248,7 @@ def _revive(cluster: LocalCluster, number: int) -> None:
 
 @contextmanager
 def _quiet(*loggers: str) -> Iterator[None]:
-    """Keep tracebacks of workers that die, which are no news, off the terminal."""
+    """Keep what Dask logs of workers and schedulers that die off the terminal: it is no news."""
     levels = {name: logging.getLogger(name).level for name in loggers}
     try:
         for name in loggers:
@@ -251,13 +261,19 @@ def _quiet(*loggers: str) -> Iterator[None]:
 
 @contextmanager
 def _connected(address: object, where: str) -> Iterator[Client]:
+    if where.startswith("tls") and not Security().get_connection_args("client")["ssl_context"]:
+        raise SpgError(
+            f"{where} needs certificates, and Dask's configuration names none. Set "
+            "distributed.comm.tls there (DASK_DISTRIBUTED__COMM__TLS__CA_FILE, …), as its page on "
+            "TLS says."
+        )
     try:
         # Not the default: whoever computes a Dask array later means no cluster that has ended.
         client = Client(address, timeout=_SECONDS_TO_CONNECT, set_as_default=False)
     except (OSError, ValueError) as error:
         raise SpgError(
-            f"No Dask scheduler answers at {where} ({error}). Check --cluster: local, local:4 or "
-            "an address as `dask scheduler` prints it, tcp://host:8786."
+            f"No Dask scheduler answers at {where} ({error}). Start one with `dask scheduler`, or "
+            "check the address that it prints."
         ) from error
-    with client, client.as_current():
+    with _quiet("distributed.client"), client, client.as_current():
         yield client

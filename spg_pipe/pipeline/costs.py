@@ -4,7 +4,7 @@ import gc
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ class Cost:
     """Known when the block of `measured` has ended; NaN before."""
 
     seconds: float = math.nan
-    """Wall time."""
+    """Of the clock."""
     mebibytes: float = math.nan
     """Peak of the process's memory beyond `start`, MiB."""
 
@@ -43,13 +43,13 @@ def _own_memory() -> int:
 
 
 @contextmanager
-def measured(start: int) -> Iterator[Cost]:
+def measured(start: int, clock: Callable[[], float] = time.perf_counter) -> Iterator[Cost]:
     """Time of a block, and the peak of memory in it beyond what it was at the start of all.
 
     Sampled every 5 ms from a thread: what is held for less may be missed. GPU memory is not in it.
 
     `start` is `idle_memory` of the process before any of its work: what one block makes and the
-    next one uses counts in both.
+    next one uses counts in both. `clock` gives seconds, of the wall or `time.process_time`.
     """
     cost, stop, peak = Cost(), threading.Event(), idle_memory()
 
@@ -60,11 +60,11 @@ def measured(start: int) -> Iterator[Cost]:
 
     thread = threading.Thread(target=sample, daemon=True)
     thread.start()
-    began = time.perf_counter()
+    began = clock()
     try:
         yield cost
     finally:
-        cost.seconds = time.perf_counter() - began
+        cost.seconds = clock() - began
         stop.set()
         thread.join()
     cost.mebibytes = max(0, max(peak, _own_memory()) - start) / 2**20

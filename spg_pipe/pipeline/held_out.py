@@ -9,7 +9,7 @@ from pydantic import Field
 
 from spg_pipe.artefacts.digests import read_beside
 from spg_pipe.artefacts.reading import reading
-from spg_pipe.artefacts.record import Count, FigureOrNaN, Name, Record, Seed, read_record
+from spg_pipe.artefacts.record import Count, FigureOrNaN, FileName, Name, Record, Seed, read_record
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_UNKNOWN
 from spg_pipe.detector.out_of_fold import OutOfFold
 from spg_pipe.detector.record import DetectorRecord
@@ -55,7 +55,7 @@ class HeldOut(Record):
     """Normal images with a score above 0."""
     missed: Count
     """Anomalous images with a score of 0 or below."""
-    files_sha256: dict[Name, Name] = Field(default_factory=dict)
+    files_sha256: dict[FileName, Name] = Field(default_factory=dict)
     """Of held-out.csv."""
 
     @classmethod

@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spg_pipe.artefacts.digests import require_files
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.decision.calibration import Calibration
 from spg_pipe.detector.evaluate import JudgedCategory, categories_of, category_judge
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.scores import Ignored, Part, Scores, chunks_of, judge_of, parts_of
+from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.console import Update
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import MetricParams, ScoreParams
@@ -26,13 +28,15 @@ class ScoreJob:
 
     detector: Detector
     store: Path | str
+    fingerprint: str
+    """The store's."""
     score: ScoreParams | None
     ignored: Ignored | None
     device: str
 
     def open(self) -> Callable[[range], Part]:
         """Open the store. A unit is one of its `chunks_of`."""
-        store = FeatureStore(self.store)
+        store = _same_store(self.store, self.fingerprint)
         judge = judge_of(self.detector, store, self.score, self.ignored)
         device = choose_device(self.device)
         return lambda rows: next(parts_of(store, judge, rows, device=device))
@@ -49,9 +53,21 @@ class EvaluateJob:
     calibration: Calibration | None
 
     def open(self) -> Callable[[str], JudgedCategory]:
-        """Open the store. A unit is one of the scores' `categories_of`."""
-        store = FeatureStore(self.store)
-        return category_judge(self.scores, store, self.params, self.manifest, self.calibration)
+        """Open the store, check the maps. A unit is one of the scores' `categories_of`."""
+        scores, store = self.scores, _same_store(self.store, self.scores.record.store)
+        require_files(scores.path, scores.record.files_sha256, "scores folder", "spg-pipe score")
+        return category_judge(scores, store, self.params, self.manifest, self.calibration)
+
+
+def _same_store(place: Path | str, fingerprint: str) -> FeatureStore:
+    """The store of the client, which a worker may find to be another."""
+    store = FeatureStore(place)
+    if store.fingerprint != fingerprint:
+        raise SpgError(
+            f"{place} is another store for a worker than for this process: they need one file "
+            "system, with the same paths."
+        )
+    return store
 
 
 @contextmanager

@@ -6,9 +6,8 @@ moved a little, in two sizes, by the code that the commands run.
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from itertools import count, islice
 from pathlib import Path
 from typing import TypeVar
@@ -25,7 +24,7 @@ from spg_pipe.detector.evaluate import evaluate_scores
 from spg_pipe.detector.make import DetectorPlan, make_detector
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.scores import Scores, score_store
-from spg_pipe.pipeline.costs import idle_memory, measured
+from spg_pipe.pipeline.costs import Cost, idle_memory, measured
 from spg_pipe.pipeline.features import load_backbone
 from spg_pipe.pipeline.plan import Line, Rates, Setting, StageRates, kept_bytes, shard_bytes
 from spg_pipe.pipeline.run import RecipeRun, image_size
@@ -80,16 +79,6 @@ class _Repeated:
         return output
 
 
-@dataclass
-class _Spent:
-    """What a block took, known when it has ended."""
-
-    seconds: float = 0.0
-    """Of one core; on a GPU of a clock."""
-    memory: float = 0.0
-    """Peak of private bytes beyond those before it."""
-
-
 class Probe:
     """One measuring of a recipe, in a folder of its own.
 
@@ -119,7 +108,7 @@ class Probe:
         stages = {
             "extract": StageRates(
                 Line(loading, extracting.seconds / len(real)),
-                Line(max(0.0, extracting.memory - held * real.spec.shard_images), held),
+                Line(max(0.0, extracting.mebibytes * 2**20 - held * real.spec.shard_images), held),
                 kept_bytes(setting, "extract", row, mask),
                 self._disk(lambda name: [self._paths.store(name)]),
             )
@@ -129,7 +118,7 @@ class Probe:
         scores, scoring = self._over_both(lambda name: self._scores(name, detectors[name]))
         _, judging = self._over_both(lambda name: self._metrics(name, scores[name]))
         _, drawing = self._over_both(self._report)
-        written: dict[str, tuple[Mapping[str, _Spent], Callable[[str], Iterable[Path]]]] = {
+        written: dict[str, tuple[Mapping[str, Cost], Callable[[str], Iterable[Path]]]] = {
             "train-guides": (guides, lambda name: [self._paths.detector(name, _SEED)]),
             "score": (scoring, lambda name: [self._paths.scores(name, name, _SEED)]),
             "evaluate": (judging, self._metrics_files),
@@ -137,7 +126,7 @@ class Probe:
         }
         for stage, (spent, files) in written.items():
             kept = kept_bytes(setting, stage, row, mask)
-            beyond = max(0.0, spent[_MANY].memory - kept * SIZES[_MANY])
+            beyond = max(0.0, spent[_MANY].mebibytes * 2**20 - kept * SIZES[_MANY])
             # What evaluating holds are the pixels of a category, here of all images.
             memory = Line(0, beyond / SIZES[_MANY]) if stage == "evaluate" else Line(beyond, 0)
             few, many = ((SIZES[name], spent[name].seconds) for name in SIZES)
@@ -148,25 +137,19 @@ class Probe:
             stages[stage] = StageRates(seconds, memory, kept, disk)
         return Rates(self._start_seconds, self._start_memory, stages, steps), setting
 
-    @contextmanager
-    def _spending(self) -> Iterator[_Spent]:
-        """What a block takes."""
-        spent = _Spent()
-        with measured(idle_memory()) as cost:
-            began = self._clock()
-            yield spent
-            spent.seconds = self._clock() - began
-        spent.memory = cost.mebibytes * 2**20
+    def _spending(self) -> AbstractContextManager[Cost]:
+        """What a block takes of one core, on a GPU of a clock, and of memory."""
+        return measured(idle_memory(), self._clock)
 
-    def _over_both(self, work: Callable[[str], R]) -> tuple[dict[str, R], dict[str, _Spent]]:
+    def _over_both(self, work: Callable[[str], R]) -> tuple[dict[str, R], dict[str, Cost]]:
         """Do something for both stores: the results, and what each took."""
-        results, spent = dict[str, R](), dict[str, _Spent]()
+        results, spent = dict[str, R](), dict[str, Cost]()
         for name in SIZES:
             with self._spending() as spent[name]:
                 results[name] = work(name)
         return results, spent
 
-    def _extracted(self) -> tuple[_Spent, float, FeatureStore]:
+    def _extracted(self) -> tuple[Cost, float, FeatureStore]:
         """Made-up images through the backbone; what loading it took."""
         with self._spending() as loading:
             backbone = load_backbone(self._run)
@@ -176,7 +159,7 @@ class Probe:
         with self._spending() as one, torch.inference_mode():
             backbone(blank)
         images = int(np.clip(_SECONDS / max(one.seconds, 1e-3), _FEWEST, _MOST)) // 2 * 2
-        self._pictures = _write_pictures(self._folder / "real", images, self._side)
+        _write_pictures(self._folder / "real", images, self._side)
         row = Dataset(name="real", layout="folder", root=self._folder / "real", split="all")
         how = Extraction(self._how.batch_images, images // 2, self._how.dtype)
         threads, place = cpu_workers(self._run.workers), self._folder / "real.zarr"
@@ -185,7 +168,7 @@ class Probe:
         with self._spending() as spent:
             store = extract(manifest, backbone, place, how, workers=threads, device=self._device)
         spent.seconds -= one.seconds  # one more image, which asks for the grids
-        spent.memory += loaded
+        spent.mebibytes += loaded / 2**20
         return spent, loading.seconds + one.seconds, store
 
     def _repeated(self, real: FeatureStore) -> dict[str, FeatureStore]:
@@ -195,9 +178,7 @@ class Probe:
             root = self._folder / name
             for number in range(images):
                 # Every second one is anomalous, as the pictures are.
-                for file, link in _names(
-                    number % len(self._pictures) // 2 * 2 + number % 2, number
-                ):
+                for file, link in _names(number % len(real) // 2 * 2 + number % 2, number):
                     (root / link).parent.mkdir(parents=True, exist_ok=True)
                     os.link(self._folder / "real" / file, root / link)
             manifest = build_manifest(self._params.dataset(name))
@@ -232,7 +213,7 @@ class Probe:
                 with self._spending() as pass_over:
                     how = {"count_cls": rules.dead_mask_counts_cls, "prefixes": params.prefixes}
                     found = measure(fit.trainer.sae, source, norm=params.input_norm, **how)  # type: ignore[arg-type]
-            judging, memory = judging + pass_over.seconds, max(memory, whole.memory)
+            judging, memory = judging + pass_over.seconds, max(memory, whole.mebibytes * 2**20)
             seen = {"tokens_seen": fit.tokens, "steps": fit.step}
             qualities[layer] = found.record(**seen, epochs=fit.tokens / fit.epoch_tokens)
             dead[layer] = torch.zeros_like(found.dead)
@@ -316,7 +297,7 @@ def _names(file: int, link: int) -> list[tuple[Path, Path]]:
     ]
 
 
-def _write_pictures(root: Path, images: int, side: int) -> list[int]:
+def _write_pictures(root: Path, images: int, side: int) -> None:
     """Smooth colours with grain, as large in a file as a photograph; every second one has a mask of
     three blobs."""
     rng = np.random.default_rng(_SEED)
@@ -330,7 +311,6 @@ def _write_pictures(root: Path, images: int, side: int) -> list[int]:
         for (name, _), pixels in zip(_names(number, number), (picture, mask), strict=False):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(root / name, compress_level=1)
-    return list(range(images))
 
 
 def _size(paths: Iterable[Path]) -> int:

@@ -88,7 +88,8 @@ def score(
                 path = run.paths.scores(
                     judge.record.auxiliary.dataset, dataset, judge.record.seed, given
                 )
-                job = ScoreJob(judge, whole_path(features), options, ignored, run.device)
+                seen = whole_path(features), features.fingerprint
+                job = ScoreJob(judge, *seen, options, ignored, run.device)
                 _score_one(run, features, job, path, workers)
             run.console.say(f"Scores of {dataset.name} → {path}")
             if banks or given:  # `evaluate` alone would take the recipe's own scores

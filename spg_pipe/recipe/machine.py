@@ -1,8 +1,12 @@
 """What this machine has of what a command asks for: the device, and processor cores."""
 
 import os
+import re
 
 from spg_pipe.errors import SpgError, UsageError
+
+_ADDRESS = re.compile(r"((tcp|tls)://)?([^][/:\s]+|\[[0-9a-fA-F:.]+]):[0-9]{1,5}")
+"""Of a Dask scheduler."""
 
 
 def choose_device(device: str) -> str:
@@ -37,15 +41,16 @@ def local_workers(cluster: str | None) -> int | None:
     """How many processes `--cluster local[:N]` are, one for each core if N is left out; None for
     the address of a scheduler, and without a cluster.
 
-    A `UsageError` if N is no number above 0.
+    A `UsageError` if it is neither.
     """
     kind, colon, number = (cluster or "").partition(":")
-    if kind != "local":
+    if cluster is None or (kind != "local" and _ADDRESS.fullmatch(cluster)):
         return None
-    if not colon:
+    if kind == "local" and not colon:
         return cpu_workers(None)
-    if not number.isascii() or not number.isdecimal() or not 1 <= int(number) <= 1000:
-        raise UsageError(
-            f"--cluster {cluster}: expected local, local:N (1 to 1000), or an address."
-        )
-    return int(number)
+    if kind == "local" and re.fullmatch("[1-9][0-9]{0,2}|1000", number):
+        return int(number)
+    raise UsageError(
+        f"--cluster {cluster!r}: expected local, local:N (1 to 1000), or an address as "
+        "`dask scheduler` prints it, tcp://host:8786."
+    )

@@ -12,7 +12,7 @@ from spg_pipe.artefacts.checkpoint import below
 from spg_pipe.artefacts.digests import CURVE, file_digests, load_tensors, save_tensors
 from spg_pipe.artefacts.files import fresh_folder, versions, write_text
 from spg_pipe.artefacts.reading import reading
-from spg_pipe.artefacts.record import Count, Name, Record, Seed, read_record, write_record
+from spg_pipe.artefacts.record import Count, FileName, Name, Record, Seed, read_record, write_record
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.recipe.params import SaeParams
 from spg_pipe.recipe.protocol import Protocol
@@ -119,7 +119,7 @@ class SaeQuality(Record):
     format: Literal[3] = 3
     protocol: str
     layers: dict[str, LayerQuality]
-    files_sha256: dict[Name, Name] = Field(default_factory=dict)
+    files_sha256: dict[FileName, Name] = Field(default_factory=dict)
     """Of curve.csv."""
 
 

@@ -28,6 +28,9 @@ _PIECE_BYTES = 4 * 1024**2
 _LOCKS = 64
 """Files that may be loaded at the same time: a lock each would leave as many empty files."""
 
+_FINGERPRINT = "[0-9a-f]" * 64
+"""Of a store, as a pattern: the folder may hold what is none of the cache's."""
+
 Fetch = Callable[[ShardEntry, int, int], bytes]
 """A file's bytes from one position to another, from the store itself."""
 
@@ -44,7 +47,7 @@ class CacheFolder(NamedTuple):
         text = os.environ.get(VARIABLE, "")
         if not text:
             return None
-        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)B?:(.+)", text)
+        match = re.fullmatch(r"(\d{1,18}(?:\.\d+)?) ?([KMGT]?)B?:(.+)", text)
         if match is None or not Path(match[3]).is_absolute():
             raise UsageError(
                 f"{VARIABLE} is {text!r}; expected a size and a folder's full path, for instance "
@@ -172,7 +175,7 @@ class CachedFiles:
     def _make_room(self, needed: int) -> None:
         """Remove what was used longest ago, until so many bytes more fit in."""
         kept = []
-        for path in self._where.folder.glob("[!l]*/*"):  # fingerprints are hexadecimal
+        for path in self._where.folder.glob(f"{_FINGERPRINT}/*-*"):
             with suppress(FileNotFoundError):  # renamed, or dropped, since it was listed
                 status = path.stat()
                 kept.append((status.st_mtime_ns, status.st_size, path))

@@ -20,7 +20,7 @@ from spg_pipe.bank.few_shot import normals_of
 from spg_pipe.decision.model import coarse_maps, top_mean
 from spg_pipe.detector.judge import Judged
 from spg_pipe.detector.record import ScoresRecord
-from spg_pipe.detector.scores import Scores, write_scores
+from spg_pipe.detector.scores import Scores, parts_of, write_scores
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.model import to_grid, unit
 from spg_pipe.recipe.protocol import protocol
@@ -62,7 +62,7 @@ def score_patchwise(
         tops = top_mean(coarse_maps(patches, store.image_size), TOP_SHARE)
         return Judged(patches, {"score": tops})
 
-    return write_scores(store, path, judge_batch, record, device=device)
+    return write_scores(store, path, parts_of(store, judge_batch, device=device), record)
 
 
 def dissimilarity() -> Values:

@@ -232,7 +232,7 @@ def test_mask_states_are_the_numbers_of_the_store():
 @pytest.mark.parametrize(
     ("column", "value", "says"),
     [
-        ("path", "../x.png", r"\.\./x\.png is outside the dataset's folder"),
+        ("path", "../x.png", r"\.\./x\.png is outside the folder"),
         ("path", "/etc/passwd", "/etc/passwd is outside"),
         ("mask", "a/../../m.png", "is outside"),
         ("path", "", "an image has no path"),

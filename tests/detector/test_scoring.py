@@ -169,6 +169,7 @@ def flip(path: Path) -> None:
         (lambda place: (place / CHUNK).unlink(), f"{CHUNK} cannot be read"),
         (lambda place: edited(place, seed=9), "does not give its fingerprint"),
         (lambda place: edited(place, files_sha256=None), "not a whole scores: files_sha256"),
+        (lambda place: edited(place, files_sha256={"../x": ""}), r"\.\./x is outside the folder"),
         (lambda place: retabled(place, score=np.nan), "no finite score for each of 16 images"),
         (lambda place: retabled(place, score="high"), "not a whole scores"),
         (lambda place: retabled(place, score=None), "it lacks 'score'"),

@@ -5,8 +5,8 @@
 A small recipe of the built-in demo runs once undisturbed. Then, for each kill, DVC runs a stage
 again (`dvc repro --force --single-item`) and it is killed, at a random one of all things that it
 does to files below artifacts/, or a random time after the first: the stage alone, DVC with it, or
-DVC alone, whose stage goes on. `dvc repro` must then end well by itself, and every file of the
-metrics must hold the same bytes. A line is printed for each; the exit code is 1 if one differs.
+DVC alone, whose stage goes on. `dvc repro` must then end well by itself, and every artefact must
+hold the same bytes. A line is printed for each; the exit code is 1 if one differs.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def dvc(
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Metrics, curves and means, and every other artefact but the report's pictures."""
+    """Of every artefact's files but hidden ones."""
     top = folder / "artifacts"
     return {
         path.relative_to(top).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()

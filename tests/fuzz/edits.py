@@ -6,11 +6,10 @@ import copy
 import json
 from typing import Any
 
-from fuzz.mutations import _FLOATS, _NESTED, _NUMBERS, _TEXTS, places
+from fuzz.mutations import ANY, at, places
 from fuzz.test_detectors import sealed
 
 RAW, EDITS = b"=", b"~"
-_ANY = [*_NUMBERS, *_FLOATS, *_TEXTS, *_NESTED, None, True, False]
 
 
 def edited(content: bytes, whole: bytes) -> bytes:
@@ -28,10 +27,8 @@ def edited(content: bytes, whole: bytes) -> bytes:
         if not ways:
             break
         *above, key = ways[(high << 8 | low) % len(ways)]
-        parent = value
-        for step in above:
-            parent = parent[step]
-        new = _ANY[which % len(_ANY)]
+        parent = at(value, above)
+        new = ANY[which % len(ANY)]
         if deed % 8 == 0:
             del parent[key]
         elif deed % 8 == 1 and isinstance(parent, dict):
@@ -41,11 +38,7 @@ def edited(content: bytes, whole: bytes) -> bytes:
         elif deed % 8 == 3 and isinstance(parent[key], int | float):
             parent[key] = parent[key] * which if deed & 8 else parent[key] + which - 128
         elif deed % 8 == 4:
-            *others, last = ways[which % len(ways)]
-            source = value
-            for step in others:
-                source = source[step]
-            parent[key] = copy.deepcopy(source[last])
+            parent[key] = copy.deepcopy(at(value, ways[which % len(ways)]))
         else:
             parent[key] = copy.deepcopy(new)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hypothesis import strategies as st
@@ -27,9 +27,8 @@ _TEXTS = [
     *_NAMES,
 ]
 _NESTED: list[Any] = [[], {}, [[]], [None], {"": 0}, {"x": {"x": []}}, [1, 2, 3]]
-VALUES = st.sampled_from([None, True, False, *_NUMBERS, *_FLOATS, *_TEXTS, *_NESTED]).map(
-    copy.deepcopy
-)
+ANY: list[Any] = [*_NUMBERS, *_FLOATS, *_TEXTS, *_NESTED, None, True, False]
+VALUES = st.sampled_from(ANY).map(copy.deepcopy)
 DEEP = "[" * 3000 + "]" * 3000
 
 
@@ -43,6 +42,13 @@ def places(value: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [way for key, below in items for way in ((*above, key), *places(below, (*above, key)))]
 
 
+def at(value: Any, way: Sequence[Any]) -> Any:
+    """What lies in a place of JSON."""
+    for step in way:
+        value = value[step]
+    return value
+
+
 @st.composite
 def damaged_json(draw: st.DrawFn, value: Any) -> Any:
     """A copy with one to three values replaced, removed, doubled, or put elsewhere."""
@@ -52,9 +58,7 @@ def damaged_json(draw: st.DrawFn, value: Any) -> Any:
         if not ways:
             break
         *above, key = draw(st.sampled_from(ways))
-        parent = changed
-        for step in above:
-            parent = parent[step]
+        parent = at(changed, above)
         how = draw(st.sampled_from(["replace"] * 4 + ["remove", "add", "number"]))
         if how == "remove":
             del parent[key]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,14 +11,16 @@ from typing import Any
 
 import pytest
 from distributed.core import Status
-from tiny import files
+from e2e.helpers import ROOT
+from tiny import extracted, files, flip
 
+from benchmarks import units
 from pipeline.units import DiesOnce, Squares, TinyShards
 from spg_pipe.artefacts import files as artefacts
 from spg_pipe.detector import scores as scores_module
 from spg_pipe.detector.evaluate import evaluate_scores
 from spg_pipe.detector.scores import score_store
-from spg_pipe.errors import SpgError, UsageError
+from spg_pipe.errors import DamagedError, SpgError, UsageError
 from spg_pipe.pipeline import cluster
 from spg_pipe.pipeline.cluster import Workers
 from spg_pipe.pipeline.console import Console
@@ -27,6 +30,7 @@ from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import local_workers
 from spg_pipe.recipe.params import MetricParams, parse_params
 from spg_pipe.store.finish import finish_store
+from spg_pipe.store.reader import FeatureStore
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +54,29 @@ def test_workers_that_are_killed_in_every_shard_change_nothing(
     assert files(place) == files(tiny_store.path)
 
 
+def score_job(detector: Any, store: Any) -> ScoreJob:
+    return ScoreJob(detector, store.path, store.fingerprint, None, None, "cpu")
+
+
+def test_a_worker_that_sees_another_store_or_other_maps_computes_nothing(
+    tiny_store, tiny_manifest, tiny_detector, tmp_path, copy_of
+):
+    """As of a machine with folders of its own in the same places."""
+    place = copy_of(tiny_store.path)
+    made = score_store(tiny_detector, FeatureStore(place), tmp_path / "scores")
+    metrics = EvaluateJob(made, place, MetricParams(), None, None)
+    assert metrics.open()("nut").images == 8
+    flip(next(path for path in (made.path / "maps.zarr").rglob("c/*/*/*") if path.is_file()))
+    with pytest.raises(DamagedError, match=r"maps\.zarr.* is damaged"):
+        metrics.open()
+    job = score_job(tiny_detector, FeatureStore(place))
+    shutil.rmtree(place)
+    extracted(tiny_manifest.spread(6), place)
+    for each in (job, metrics):
+        with pytest.raises(SpgError, match=r"another store for a worker.*one file system"):
+            each.open()
+
+
 @pytest.mark.slow
 def test_scores_and_metrics_of_workers_that_are_killed_are_those_of_one_process(
     workers, tiny_store, tiny_detector, tmp_path, monkeypatch
@@ -58,7 +85,7 @@ def test_scores_and_metrics_of_workers_that_are_killed_are_those_of_one_process(
     done: list[int] = []
     alone = score_store(tiny_detector, tiny_store, tmp_path / "alone")
     (marks := tmp_path / "marks").mkdir()
-    job = ScoreJob(tiny_detector, tiny_store.path, None, None, "cpu")
+    job = score_job(tiny_detector, tiny_store)
     dying: Any = SimpleNamespace(serving=lambda job: workers.serving(DiesOnce(job, marks)))
     with scored(dying, job, tiny_store, lambda now, _: done.append(now)) as parts:
         shared = score_store(tiny_detector, tiny_store, tmp_path / "shared", parts=parts)
@@ -134,20 +161,46 @@ def test_workers_of_other_versions_are_refused(workers, monkeypatch):
 
 def test_no_scheduler_is_one_message(monkeypatch):
     monkeypatch.setattr(cluster, "_SECONDS_TO_CONNECT", 0.2)
-    for address in ("tcp://127.0.0.1:9", "nonsense"):
-        with (
-            pytest.raises(SpgError, match=rf"No Dask scheduler answers at {address}.*local:4"),
-            cluster.opened(address),
-        ):
+    for address, says in (
+        ("tcp://127.0.0.1:9", r"No Dask scheduler answers at tcp://127\.0\.0\.1:9"),
+        ("tls://127.0.0.1:9", r"tls://127\.0\.0\.1:9 needs certificates"),
+    ):
+        with pytest.raises(SpgError, match=says), cluster.opened(address):
             pass
 
 
-@pytest.mark.parametrize("name", ["local:0", "local:", "local:x", "local:²", "local:1001"])
-def test_numbers_of_workers_that_are_none_are_refused(name):
-    with pytest.raises(UsageError, match=r"expected local, local:N"):
+@pytest.mark.slow
+def test_a_scheduler_that_is_killed_is_one_message(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(cluster, "_SECONDS_TO_CONNECT", 5)  # again, before it gives up
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests"), str(ROOT)]))
+    started = []
+    try:
+        for process in units.processes(tmp_path):
+            started.append(process)
+            where = units.address(tmp_path / "scheduler.json")
+        with cluster.opened(where) as opened, opened.serving(Squares()) as results:
+            answers = results(range(20, 60))
+            next(answers)
+            started[0].kill()
+            with pytest.raises(SpgError, match=r"scheduler or all workers of tcp://.* are gone\."):
+                list(answers)
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    assert capfd.readouterr().err == ""
+
+
+WRONG = ["local:0", "local:", "local:x", "local:²", "local:1001", "", "there", "tcp://there:x"]
+
+
+@pytest.mark.parametrize("name", [*WRONG, "ucx://there:1", "http://there:1"])
+def test_what_is_no_cluster_is_refused(name):
+    with pytest.raises(UsageError, match=r"expected local, local:N.*tcp://host:8786"):
         local_workers(name)
     assert local_workers("local:3") == 3
-    assert local_workers("tcp://there:8786") is None
+    for address in ("tcp://there:8786", "there:8786", "tls://[::1]:8786"):
+        assert local_workers(address) is None
 
 
 def test_a_run_for_workers_has_whole_paths_and_a_share_of_the_cores(tmp_path, monkeypatch):

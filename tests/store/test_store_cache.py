@@ -113,6 +113,15 @@ def test_the_longest_unused_leaves_and_larger_layers_are_never_kept(
     assert [name for name in requests if name.startswith("tokens_1")] != []
 
 
+def test_other_files_in_the_folder_never_leave(remote, cache, tiny_store):
+    own = cache / "documents" / "thesis-1.odt"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(bytes(2 * 10**6))  # more than the limit
+    require_equal(FeatureStore(remote), tiny_store)
+    assert own.exists()
+    assert len(kept(cache)) > 1
+
+
 def test_a_kept_file_with_a_changed_bit_is_loaded_again(remote, cache, requests, tiny_store):
     require_equal(FeatureStore(remote), tiny_store)
     for path in [path for path in cache.rglob("*") if path.is_file() and path.stat().st_size]:
@@ -186,7 +195,9 @@ def test_processes_share_what_one_of_them_loads(tmp_path):
     assert sorted(map(int, starts)) == [0, 4 * 2**20, 8 * 2**20]
 
 
-@pytest.mark.parametrize("text", ["/x", "10GB", "10GB:relative", "ten:/x", "-1GB:/x"])
+@pytest.mark.parametrize(
+    "text", ["/x", "10GB", "10GB:relative", "ten:/x", "-1GB:/x", f"{9:0400}:/x"]
+)
 def test_a_cache_that_cannot_be_understood_is_refused(remote, monkeypatch, text):
     monkeypatch.setenv(VARIABLE, text)
     with pytest.raises(UsageError, match=rf"{VARIABLE} is .*200GB:/fast"):

@@ -18,7 +18,7 @@ from spg_pipe.store.claims import locked
 @pytest.mark.slow
 def test_a_killed_extract_resumes_to_the_same_bytes(tmp_path, monkeypatch):
     # One moment and half the images; `python -m benchmarks.kill_extract` tries twenty.
-    monkeypatch.setattr(kill_extract, "IMAGES", 30)
+    monkeypatch.setattr(kill_extract, "IMAGES", 10)
     assert kill_extract.run(1, seed=10, folder=tmp_path) == 0
 
 

@@ -103,7 +103,8 @@ def writers(folder: Path, store: FeatureStore) -> dict[str, Callable[[], None]]:
     halves = torch.from_numpy(tokens)
 
     def sharded() -> None:
-        write_shard(in_folder(folder), "shard", [raw_bytes(image) for image in tokens], rows, len(rows))
+        images = [raw_bytes(image) for image in tokens]
+        write_shard(in_folder(folder), "shard", images, rows, len(rows))
         ShardStatistics.of(tokens)
 
     def memmap() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from spg_pipe.artefacts.files import fresh_folder, write_bytes
+from spg_pipe.artefacts.places import Place
 from spg_pipe.datasets.walk import EXPLAINED, EXPLANATIONS
 from spg_pipe.decision.heat_maps import eight_bit
 from spg_pipe.decision.maps import anomaly_maps, shown_range
@@ -64,7 +65,7 @@ def explain_split(
     target: str,
     *,
     detector: Path | None,
-    store: Path | None,
+    store: Place | None,
     atoms: int | None,
     pictures: int | None,
     listener: Listener,

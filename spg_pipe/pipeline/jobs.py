@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spg_pipe.artefacts.places import Place
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.decision.calibration import Calibration
 from spg_pipe.detector.evaluate import JudgedCategory, categories_of, category_judge
@@ -25,7 +25,7 @@ class ScoreJob:
     """Zero-shot scores of one detector: `Job` of rows."""
 
     detector: Detector
-    store: Path | str
+    store: Place
     score: ScoreParams | None
     ignored: Ignored | None
     device: str
@@ -43,7 +43,7 @@ class EvaluateJob:
     """Metrics of one run: `Job` of a category."""
 
     scores: Scores
-    store: Path | str
+    store: Place
     params: MetricParams
     manifest: Manifest | None
     calibration: Calibration | None
@@ -82,8 +82,3 @@ def evaluated(workers: "Workers", job: EvaluateJob) -> Iterator[Iterator[JudgedC
     )
     with workers.serving(job) as results:
         yield (judged for _, judged in results(categories_of(scores)))
-
-
-def whole_path(store: FeatureStore) -> Path | str:
-    """A store's place from the root, as the workers of a cluster find it."""
-    return store.path.resolve() if isinstance(store.path, Path) else store.path

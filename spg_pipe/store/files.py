@@ -58,7 +58,7 @@ class _Objects:
         """Its size."""
         return {"type": "file", "size": self.store.head(name)["size"]}
 
-    def pipe_file(self, name: str, content: bytes, mode: str) -> None:
+    def pipe_file(self, name: str, content: bytes, mode: Any) -> None:
         """Make an object; with mode `create` FileExistsError where there is one."""
         from obstore.exceptions import AlreadyExistsError
 
@@ -117,8 +117,8 @@ class StoreFiles:
         except (FileNotFoundError, NotADirectoryError) as error:
             # fsspec says so of any failed request for a file's size, too.
             cause = error.__cause__ if self.local is None else None
-            told = isinstance(cause, Exception) and not isinstance(cause, KeyError)  # of memory://
-            if told and getattr(cause, "status", 0) not in (404, 410):
+            gone = isinstance(cause, KeyError) or getattr(cause, "status", 0) in (404, 410)
+            if isinstance(cause, Exception) and not gone:
                 raise unreadable(place, cause, to, _ADVICE) from error
             raise FileNotFoundError(str(place)) from error
         except Exception as error:
@@ -333,6 +333,11 @@ def _require_length(place: str, found: int, asked: int, size: int) -> None:
 def read_attributes(root: Place) -> Mapping[str, Any] | None:
     """The attributes of a group, or None where there is no readable one."""
     return StoreFiles(root).attributes()
+
+
+def is_there(place: Place) -> bool:
+    """Whether a place holds a store, or the beginning of one."""
+    return StoreFiles(place).size("zarr.json") is not None
 
 
 def is_damaged_store(root: Path) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from spg_pipe.artefacts.places import Place
 from spg_pipe.backbones.base import Backbone
 from spg_pipe.bank import few_shot
 from spg_pipe.datasets.build import list_images
@@ -148,7 +149,7 @@ def _few_shot(
         run.console.say(f"{target}: {few_shot.note_of_copies(copies, copies + sum(counts))}")
     known = store.table["path"][few_shot.known_images(images, store)].tolist()
     say_known(run, known, len(store), f" of few-shot methods on {target}")
-    seen, path = few_shot.says(counts), Path(store.path)
+    seen, path = few_shot.says(counts), store.path
     bank = partial(by_bank, run, path, paths)
     yield Entry(few_shot.BANK, seen, None, None, (target,), bank)
     gaussian = partial(by_baseline, choose_device(run.device), mahalanobis, [path, *paths])
@@ -167,7 +168,7 @@ def _normal_images(
     store: FeatureStore,
     normals: int,
     backbone: Callable[[], Backbone],
-) -> tuple[Path, ...]:
+) -> tuple[Place, ...]:
     """Stores of some images of the train split, one for each category."""
     dataset = find_dataset(run.params, f"{target}/train")
     if not dataset.root.is_dir():
@@ -186,7 +187,7 @@ def by_detector(device: str, path: Path, _entry: Entry) -> Judge:
 
 
 def by_baseline(
-    device: str, fit: Callable[..., Values], paths: Sequence[Path], entry: Entry
+    device: str, fit: Callable[..., Values], paths: Sequence[Place], entry: Entry
 ) -> Judge:
     """A baseline that is made from the stores at some paths."""
     stores = [FeatureStore(path) for path in paths]
@@ -204,8 +205,8 @@ def by_baseline(
 
 def by_bank(
     run: RecipeRun,
-    target: Path,
-    normals: Sequence[Path],
+    target: Place,
+    normals: Sequence[Place],
     _entry: Entry,
     *,
     detector: Path | None = None,

@@ -6,10 +6,10 @@ is not made again.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from spg_pipe.artefacts.files import require_writable, write_text
+from spg_pipe.artefacts.places import Place
 from spg_pipe.detector.scores import Scores
 from spg_pipe.errors import NotThereError, SpgError
 from spg_pipe.metrics import MetricsTable, csv_text, flat_rows, seeds_mean
@@ -83,7 +83,7 @@ def settings_of(run: RecipeRun, *, one_at_a_time: bool = False) -> list[Setting]
 
 def _train(settings: Sequence[Setting], aux: str) -> None:
     """Stores, SAEs and detectors of an auxiliary set; guides of one store share a pass over it."""
-    by_store: dict[Path, list[Setting]] = {}
+    by_store: dict[Place, list[Setting]] = {}
     for setting in settings:
         by_store.setdefault(setting.run.paths.store(aux), []).append(setting)
     for group in by_store.values():

@@ -79,7 +79,8 @@ def kill_the_server(folder: Path, place: str, server: Server, delay: float) -> s
     said, _ = writer.communicate()
     shards = count(place)
     started(folder, place).wait()
-    return f"server killed after {delay:.2f} s, {shards} objects; the writer: {said.strip() or 'ended'}"
+    end = said.strip() or "ended"
+    return f"server killed after {delay:.2f} s with {shards} objects; the writer: {end}"
 
 
 def begun(folder: Path, place: str) -> "subprocess.Popen[str]":

@@ -4,10 +4,10 @@
     python -m benchmarks.remote_writes --times 5
 
 Random pictures are extracted once into a folder. Then, in turn: two processes with overlapping
-shards write into one bucket; a writer is killed (-9) at a random moment and started again; the
-server is killed (-9) at a random moment, started on the same files, and the writer started again,
-unless it has waited. After each, `finish` must make a store whose every object has the bytes of the
-folder's file, and there must be no other object.
+shards write into one bucket; a writer is killed (-9) when there is a random number of objects, and
+started again; the same of the server, which is started on its files, and then the writer. After
+each, `finish` must make a store whose every object has the bytes of the folder's file, and there
+must be no other object.
 """
 
 import argparse
@@ -32,8 +32,8 @@ from benchmarks.kill_extract import (
     write_pictures,
 )
 from benchmarks.remote import Server
-from spg_pipe.artefacts.places import Place
 from spg_pipe.errors import SpgError
+from spg_pipe.recipe.places import Place
 from spg_pipe.store.extract import SharedExtract
 from spg_pipe.store.finish import finish_store
 
@@ -53,41 +53,39 @@ def started(folder: Path, place: str, first: int = 0, end: int = SHARDS) -> "sub
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
-def side_by_side(folder: Path, place: str, _server: Server, _delay: float) -> str:
+def side_by_side(folder: Path, place: str, _server: Server, _objects: int) -> str:
     """Two writers, whose shards overlap."""
     both = [started(folder, place, 0, SHARDS - 2), started(folder, place, 2)]
     return f"two writers ended with {[each.wait() for each in both]}"
 
 
-def kill_a_writer(folder: Path, place: str, _server: Server, delay: float) -> str:
-    """Killed so many seconds after the store appeared, and started again."""
-    writer = begun(folder, place)
-    time.sleep(delay)
+def kill_a_writer(folder: Path, place: str, _server: Server, objects: int) -> str:
+    """Killed once there are so many objects, and started again."""
+    writer = begun(folder, place, objects)
     writer.send_signal(signal.SIGKILL)
     writer.wait()
-    shards = count(place)
+    there = count(place)
     started(folder, place).wait()
-    return f"writer killed after {delay:.2f} s with {shards} objects"
+    return f"writer killed with {there} objects"
 
 
-def kill_the_server(folder: Path, place: str, server: Server, delay: float) -> str:
-    """Killed so many seconds after the store appeared, and started on the same files."""
-    writer = begun(folder, place)
-    time.sleep(delay)
+def kill_the_server(folder: Path, place: str, server: Server, objects: int) -> str:
+    """Killed once there are so many objects, and started on the same files."""
+    writer = begun(folder, place, objects)
     server.kill()
     server.start()
     said, _ = writer.communicate()
-    shards = count(place)
+    there = count(place)
     started(folder, place).wait()
     end = said.strip() or "ended"
-    return f"server killed after {delay:.2f} s with {shards} objects; the writer: {end}"
+    return f"server killed with {there} objects; the writer: {end}"
 
 
-def begun(folder: Path, place: str) -> "subprocess.Popen[str]":
-    """A writer whose store is there."""
+def begun(folder: Path, place: str, objects: int) -> "subprocess.Popen[str]":
+    """A writer whose store has so many objects."""
     writer = started(folder, place)
-    while not count(place) and writer.poll() is None:
-        time.sleep(0.01)
+    while count(place) < objects and writer.poll() is None:
+        time.sleep(0.002)
     return writer
 
 
@@ -110,18 +108,16 @@ def downloaded(place: str, folder: Path) -> Path:
 def run(times: int, folder: Path) -> int:
     """Print a line a trial; the number of stores that differ."""
     write_pictures(folder)
-    start = time.perf_counter()
     extract_pictures(folder, folder / "whole.zarr")
-    seconds, wrong = time.perf_counter() - start, 0
+    wrong, moments = 0, random.Random(0)  # noqa: S311 - no secrets
     expected, server = digests(folder / "whole.zarr"), Server(folder / "server")
     server.start()
-    trials: tuple[Callable[[Path, str, Server, float], str], ...]
+    trials: tuple[Callable[[Path, str, Server, int], str], ...]
     trials = (side_by_side, kill_a_writer, kill_the_server)
     try:
         for number, trial in ((n, trial) for n in range(times) for trial in trials):
             place = f"s3://benchmark/{trial.__name__}-{number}.zarr"
-            delay = random.Random(number).uniform(0, seconds / 2)  # noqa: S311 - moments, not secrets
-            said = trial(folder, place, server, delay)
+            said = trial(folder, place, server, moments.randrange(1, len(expected)))
             finish_store(place)
             same = digests(downloaded(place, folder / f"{trial.__name__}-{number}")) == expected
             wrong += not same

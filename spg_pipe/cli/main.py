@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
-from spg_pipe.artefacts.places import place_of
 from spg_pipe.cli import decide, deploy, fit, predict, project, tools
 from spg_pipe.cli import explain as explain_commands
 from spg_pipe.cli.options import (
@@ -19,6 +18,7 @@ from spg_pipe.cli.options import (
     BankOption,
     CategoriesOption,
     Options,
+    OutOption,
     SplitOption,
     StoreOption,
     TilesOption,
@@ -99,9 +99,7 @@ def extract(
         int | None, Option(min=1, help="Only so many images, spread over all kinds.")
     ] = None,
     categories: CategoriesOption = None,
-    out: Annotated[
-        Any, Option(parser=place_of, metavar="PATH", help="Write the store here.")
-    ] = None,
+    out: OutOption = None,
     replace: Annotated[
         bool, Option("--replace", help="Replace a store of other content in the same place.")
     ] = False,
@@ -122,11 +120,6 @@ def extract(
     wanted = names_of("--categories", categories, "bottle,screw")
     if (out or wanted or shards) and len(chosen) != 1:
         raise SpgError("--out, --categories and --shards are of one dataset: add --split NAME.")
-    if replace and isinstance(out or run.params.stores, str):
-        raise SpgError(
-            "--replace removes folders. Remove a store behind a URL with its file system's own "
-            "tool, or name another place."
-        )
     if sides := sides_of(tiles):
         run = features.with_tiles(run, chosen, sides)
     if shards is not None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from typer import Argument, Option
 
-from spg_pipe.artefacts.places import place_of
 from spg_pipe.errors import SpgError, UsageError
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.run import CLUSTER, RecipeRun
@@ -24,6 +23,7 @@ from spg_pipe.recipe.params import (
     nearest,
     parse_params,
 )
+from spg_pipe.recipe.places import place_of
 from spg_pipe.recipe.reader import parse_yaml
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ StoreOption = Annotated[
     Any,
     Option(parser=place_of, metavar="PATH", help="A feature store, instead of the recipe's."),
 ]
+OutOption = Annotated[Any, Option(parser=place_of, metavar="PATH", help="Write the store here.")]
 StoreArgument = Annotated[
     Any, Argument(parser=place_of, metavar="STORE", help="A feature store's folder, or its URL.")
 ]

@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
-from spg_pipe.artefacts.places import place_of
 from spg_pipe.cli.options import (
     RECIPE,
     AuxOption,
@@ -18,6 +17,7 @@ from spg_pipe.cli.options import (
 from spg_pipe.errors import SpgError
 from spg_pipe.recipe.data import KINDS
 from spg_pipe.recipe.params import OPTIONS, SyntheticSet, load_params, validated
+from spg_pipe.recipe.places import place_of
 
 
 @shared("as_json")

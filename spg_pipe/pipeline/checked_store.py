@@ -6,7 +6,6 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from spg_pipe.artefacts.places import Place, from_root
 from spg_pipe.backbones.load import resolve
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.backbones.weights import weights_from_file
@@ -17,6 +16,7 @@ from spg_pipe.errors import NotThereError, SpgError
 from spg_pipe.pipeline.datasets import scan, split_name
 from spg_pipe.pipeline.run import RecipeRun, image_size
 from spg_pipe.recipe.params import Dataset, Params, Section
+from spg_pipe.recipe.places import Place, from_root
 from spg_pipe.recipe.protocol import protocol
 from spg_pipe.store.files import is_there
 from spg_pipe.store.reader import FeatureStore, selection_note

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from spg_pipe.artefacts.files import fresh_folder, write_bytes
-from spg_pipe.artefacts.places import Place
 from spg_pipe.datasets.walk import EXPLAINED, EXPLANATIONS
 from spg_pipe.decision.heat_maps import eight_bit
 from spg_pipe.decision.maps import anomaly_maps, shown_range
@@ -31,6 +30,7 @@ from spg_pipe.pipeline.targets import detectors_for
 from spg_pipe.predict.finish import picture_path
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import Dataset
+from spg_pipe.recipe.places import Place
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_tokens, ordered_batches, sources_of
 

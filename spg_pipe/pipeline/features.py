@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spg_pipe import backbones
-from spg_pipe.artefacts.places import Place, from_root
 from spg_pipe.backbones.base import Backbone
 from spg_pipe.backbones.precision import with_precision
 from spg_pipe.backbones.tiling import tiled
@@ -20,6 +19,7 @@ from spg_pipe.pipeline.datasets import require_tracked, scan
 from spg_pipe.pipeline.run import RecipeRun, image_size, require_set
 from spg_pipe.recipe.machine import choose_device, cpu_workers
 from spg_pipe.recipe.params import Dataset
+from spg_pipe.recipe.places import Place, from_root
 from spg_pipe.store import extract as writing
 from spg_pipe.store.begin import begun
 from spg_pipe.store.claims import ranges_of
@@ -119,6 +119,11 @@ def extract(
     chosen = (limit, categories)
     manifest = _manifest(run, dataset, *chosen, prepared=from_manifest)
     path = _place(run, dataset, manifest, out)
+    if replace and isinstance(path, str):
+        raise SpgError(
+            f"--replace removes folders alone. Remove {path} with the tool of its file system, or "
+            "name another place."
+        )
     with run.console.progress(f"extract {dataset.name}") as update:
         if backbone is None or run.cluster is not None:
             store = _extract_in_cluster(run, dataset, manifest, path, replace, update)
@@ -277,7 +282,8 @@ def stored(run: RecipeRun, dataset: Dataset) -> FeatureStore:
     One that was made otherwise is replaced only of a folder that the recipe does not list, which
     may have got or lost images since; else a `NotThereError` names the command.
     """
-    replace = dataset not in run.params.datasets
+    in_folder = isinstance(run.paths.store(dataset), Path)
+    replace = in_folder and dataset not in run.params.datasets
     try:
         return checked_store(run, dataset)
     except NotThereError as error:

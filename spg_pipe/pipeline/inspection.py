@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from spg_pipe.artefacts.places import Place
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.scores import Scores
 from spg_pipe.errors import SpgError
+from spg_pipe.recipe.places import Place
 from spg_pipe.sae.run import read_quality, read_sae_record
 from spg_pipe.store.files import is_there
 from spg_pipe.store.reader import FeatureStore

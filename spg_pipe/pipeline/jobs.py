@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from spg_pipe.artefacts.places import Place
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.decision.calibration import Calibration
 from spg_pipe.detector.evaluate import JudgedCategory, categories_of, category_judge
@@ -14,6 +13,7 @@ from spg_pipe.detector.scores import Ignored, Part, Scores, chunks_of, judge_of,
 from spg_pipe.pipeline.console import Update
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import MetricParams, ScoreParams
+from spg_pipe.recipe.places import Place
 from spg_pipe.store.reader import FeatureStore
 
 if TYPE_CHECKING:

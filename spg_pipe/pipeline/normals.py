@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from spg_pipe.artefacts.places import place_of
 from spg_pipe.bank.few_shot import (
     Banks,
     banks_of,
@@ -25,6 +24,7 @@ from spg_pipe.pipeline.features import stored
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import Dataset, ScoreParams
+from spg_pipe.recipe.places import place_of
 from spg_pipe.store.files import is_there
 from spg_pipe.store.reader import FeatureStore
 

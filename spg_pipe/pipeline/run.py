@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spg_pipe.artefacts.files import fingerprint
-from spg_pipe.artefacts.places import Place
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.console import Console
 from spg_pipe.recipe.machine import cpu_workers, local_workers
 from spg_pipe.recipe.params import Params
 from spg_pipe.recipe.paths import Paths
+from spg_pipe.recipe.places import Place
 
 if TYPE_CHECKING:
     from spg_pipe.pipeline.cluster import Workers

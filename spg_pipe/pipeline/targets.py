@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spg_pipe.artefacts.files import require_writable
-from spg_pipe.artefacts.places import Place, from_root
 from spg_pipe.bank.few_shot import FEW_SHOT
 from spg_pipe.bank.normal_patches import KNOWN
 from spg_pipe.datasets.manifest import Manifest
@@ -31,6 +30,7 @@ from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.predict.view import Viewing
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import Dataset, Params, ScoreParams
+from spg_pipe.recipe.places import Place, from_root
 from spg_pipe.report.tables import text_table
 from spg_pipe.store.reader import FeatureStore
 

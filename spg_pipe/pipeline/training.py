@@ -8,7 +8,6 @@ from pathlib import Path
 
 from spg_pipe.artefacts.checkpoint import Checkpoints, checkpoint_path
 from spg_pipe.artefacts.files import fingerprint, require_writable
-from spg_pipe.artefacts.places import Place
 from spg_pipe.detector.make import DetectorPlan, make_detectors
 from spg_pipe.errors import SpgError, counted
 from spg_pipe.guides.trained.train import training_notes
@@ -19,6 +18,7 @@ from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import SaeParams
 from spg_pipe.recipe.paths import with_suffix_hash
+from spg_pipe.recipe.places import Place
 from spg_pipe.sae.run import LayerQuality, SaeRun, read_quality
 from spg_pipe.sae.train import Callbacks, DivergedError, batch_size, steps_of
 from spg_pipe.sae.train import train_sae as train

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from spg_pipe.artefacts.places import place_of
 from spg_pipe.errors import SpgError, counted
 from spg_pipe.recipe.data import (
     BY_NAME,
@@ -24,6 +23,7 @@ from spg_pipe.recipe.data import (
     Side,
     SyntheticSet,
 )
+from spg_pipe.recipe.places import place_of
 from spg_pipe.recipe.reader import parse_yaml, read_text
 
 DEFAULT_PARAMS = Path("params.yaml")

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spg_pipe.artefacts.places import Place
 from spg_pipe.errors import SpgError
 from spg_pipe.recipe.params import Dataset, DemoSet, Params, SyntheticSet
+from spg_pipe.recipe.places import Place
 
 Row = Dataset | str
 """A dataset, or the name of one that the recipe lists."""

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from spg_pipe.artefacts.files import fresh_folder, write_bytes
-from spg_pipe.artefacts.places import Place
 from spg_pipe.artefacts.reading import reading
 from spg_pipe.artefacts.record import parse_record
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError, listed
+from spg_pipe.recipe.places import Place
 from spg_pipe.store.claims import PATIENCE, holding
 from spg_pipe.store.files import StoreFiles, is_damaged_store, read_attributes
 from spg_pipe.store.format import (

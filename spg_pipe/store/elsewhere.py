@@ -74,7 +74,16 @@ class ShardsElsewhere:
             declare(Path(folder), self.spec, manifest)
             paths = [path for path in Path(folder).rglob("*") if path.is_file()]
             declared = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
-        if not self._files.create("zarr.json", declared.pop("zarr.json")):
+        root = declared.pop("zarr.json")
+        if self._files.create("zarr.json", root):
+            if self._files.create("zarr.json", root):  # there is one: both cannot be true
+                self._files.remove(["zarr.json"])
+                raise SpgError(
+                    f"{self.path}: its server does not know conditional puts (If-None-Match), "
+                    "without which processes overwrite each other. Write the store to a folder, "
+                    "and copy it there (docs/scale.md, “Writing”)."
+                )
+        else:
             there = spec_in(self._files)
             if there is None or there.fingerprint != self.spec.fingerprint or there.complete:
                 return

@@ -10,12 +10,12 @@ from typing import Literal
 import torch
 
 from spg_pipe.artefacts.files import versions
-from spg_pipe.artefacts.places import Place
 from spg_pipe.backbones.base import Backbone
 from spg_pipe.backbones.precision import computed_by
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError, counted, told
+from spg_pipe.recipe.places import Place
 from spg_pipe.store.compute import ImageCount, Progress, ShardComputer, lost_regions
 from spg_pipe.store.elsewhere import ShardsElsewhere
 from spg_pipe.store.finish import finish_store

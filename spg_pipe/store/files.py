@@ -15,9 +15,9 @@ from fsspec.implementations.local import LocalFileSystem
 from zarr.abc.store import RangeByteRequest, SuffixByteRequest
 from zarr.storage import FsspecStore, LocalStore, ObjectStore, WrapperStore
 
-from spg_pipe.artefacts.places import Place, refuse_secrets
 from spg_pipe.artefacts.reading import MOST_BYTES, damaged, read_file, read_json, unreadable
 from spg_pipe.errors import SpgError
+from spg_pipe.recipe.places import Place, refuse_secrets
 from spg_pipe.store.cache import CachedFiles, CacheFolder
 from spg_pipe.store.format import COMMAND, SHARD_INDEX
 from spg_pipe.store.shards import ShardEntry, crc32c

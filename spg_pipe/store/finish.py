@@ -13,9 +13,9 @@ import numpy as np
 import zarr
 
 from spg_pipe.artefacts.files import write_bytes, write_json
-from spg_pipe.artefacts.places import Place
 from spg_pipe.artefacts.reading import MOST_BYTES, read_file, reading
 from spg_pipe.errors import SpgError, counted
+from spg_pipe.recipe.places import Place
 from spg_pipe.store.begin import begun, refuse_what_is_no_store, spec_in, write_array
 from spg_pipe.store.claims import holding, ranges_of, require_unclaimed
 from spg_pipe.store.files import StoreFiles

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from spg_pipe.artefacts.places import Place
 from spg_pipe.backbones.base import Backbone
 from spg_pipe.bank import few_shot
 from spg_pipe.datasets.build import list_images
@@ -24,6 +23,7 @@ from spg_pipe.pipeline.features import extract, load_backbone
 from spg_pipe.pipeline.normals import say_known
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
+from spg_pipe.recipe.places import Place
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.study.baselines import (
     Values,

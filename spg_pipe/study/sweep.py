@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 from spg_pipe.artefacts.files import require_writable, write_text
-from spg_pipe.artefacts.places import Place
 from spg_pipe.detector.scores import Scores
 from spg_pipe.errors import NotThereError, SpgError
 from spg_pipe.metrics import MetricsTable, csv_text, flat_rows, seeds_mean
@@ -20,6 +19,7 @@ from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.pipeline.targets import evaluate, read_metrics, score
 from spg_pipe.pipeline.training import train_guides_together
 from spg_pipe.recipe.params import Params
+from spg_pipe.recipe.places import Place
 from spg_pipe.report.tables import LABELS, Table, figure, plain
 from spg_pipe.study.settings import (
     Result,

@@ -25,6 +25,8 @@ class Bucket:
     """Called before an object is put; False: the connection ends, and nothing is put."""
     after: Callable[[str], bool] = lambda name: True
     """Called once it is; False: the connection ends without an answer."""
+    conditional: bool = True
+    """Whether it knows If-None-Match."""
     lock: Lock = field(default_factory=Lock)
     address: str = ""
 
@@ -103,7 +105,8 @@ def serving(bucket: Bucket) -> Iterator[Bucket]:
                 self.close_connection = True
                 return
             with bucket.lock:
-                taken = self.headers.get("If-None-Match") == "*" and name in bucket.objects
+                taken = bucket.conditional and name in bucket.objects
+                taken = taken and self.headers.get("If-None-Match") == "*"
                 if not taken:
                     bucket.objects[name] = content
             if not bucket.after(name):

@@ -189,6 +189,13 @@ def test_what_is_in_the_place_is_never_written_over(bucket, tiny_manifest, tiny_
     assert bucket.objects["a.zarr/path/c/0"] == b"theirs"
 
 
+def test_a_server_that_would_overwrite_is_refused(bucket, tiny_manifest):
+    bucket.conditional = False
+    with pytest.raises(SpgError, match=r"does not know conditional puts.*copy it there"):
+        shards(tiny_manifest, 0, 3)
+    assert bucket.objects == {}
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "url", "message"),
     [

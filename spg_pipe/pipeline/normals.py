@@ -92,8 +92,9 @@ def say_known(run: RecipeRun, paths: Sequence[str], images: int, where: str = ""
 
 def _store_of_normals(run: RecipeRun, normals: str, target: FeatureStore) -> FeatureStore:
     """The store that is named, or that of a dataset's split or a folder; made if it is missing."""
-    if is_there(place_of(normals)):
-        return FeatureStore(place_of(normals))
+    place = place_of(normals)
+    if isinstance(place, str) or (place / "zarr.json").is_file():
+        return FeatureStore(place)
     dataset = find_dataset(run.params, normals, option="--normals")
     if not is_there(run.paths.store(dataset)):
         manifest = scan(run, dataset, skip_bad=run.params.extract.skip_bad)

@@ -336,7 +336,9 @@ def read_attributes(root: Place) -> Mapping[str, Any] | None:
 
 
 def is_there(place: Place) -> bool:
-    """Whether a place holds a store, or the beginning of one."""
+    """Whether a folder is there, or the beginning of a store behind a URL."""
+    if isinstance(place, Path):
+        return place.exists()
     return StoreFiles(place).size("zarr.json") is not None
 
 

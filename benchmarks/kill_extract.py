@@ -22,7 +22,9 @@ import numpy as np
 from PIL import Image
 
 from spg_pipe.backbones import load_backbone
+from spg_pipe.backbones.base import Backbone
 from spg_pipe.datasets.build import build_manifest
+from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.recipe.data import Dataset
 from spg_pipe.store.extract import Extraction, extract
 
@@ -48,13 +50,19 @@ def write_pictures(root: Path, images: int) -> None:
                 Image.fromarray(array).save(root / category / name)
 
 
-def extract_pictures(folder: Path, store: Path) -> None:
-    """Extract them into `store`, in shards of 8 images."""
+def pictures(folder: Path) -> tuple[Manifest, Backbone, Extraction]:
+    """Them, a backbone, and shards of 8 images."""
     manifest = build_manifest(
         Dataset(name="random", layout="folder", root=folder / "raw", split="all")
     )
     backbone = load_backbone("efficientnet-lite0", image_size=SIDE)
-    extract(manifest, backbone, store, Extraction(shard_images=8))
+    return manifest, backbone, Extraction(shard_images=8)
+
+
+def extract_pictures(folder: Path, store: Path) -> None:
+    """Extract them into `store`."""
+    manifest, backbone, how = pictures(folder)
+    extract(manifest, backbone, store, how)
 
 
 def digests(store: Path) -> dict[str, str]:

@@ -18,7 +18,7 @@ from spg_pipe.images.preprocess import Preprocess
 from spg_pipe.recipe.data import Dataset
 from spg_pipe.store.extract import Extraction, extract
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.store.shards import raw_bytes, write_shard
+from spg_pipe.store.shards import in_folder, raw_bytes, write_shard
 from spg_pipe.store.source import TokenSource
 from spg_pipe.store.statistics import ShardStatistics
 from spg_pipe.store.stream import token_batches
@@ -103,7 +103,8 @@ def writers(folder: Path, store: FeatureStore) -> dict[str, Callable[[], None]]:
     halves = torch.from_numpy(tokens)
 
     def sharded() -> None:
-        write_shard(folder, "shard", [raw_bytes(image) for image in tokens], rows, len(rows))
+        images = [raw_bytes(image) for image in tokens]
+        write_shard(in_folder(folder), "shard", images, rows, len(rows))
         ShardStatistics.of(tokens)
 
     def memmap() -> None:

@@ -68,7 +68,7 @@ class UnsuitableError(SpgError):
     """
 
 
-def told(error: OSError, place: Path | None = None) -> str:
+def told(error: OSError, place: Path | str | None = None) -> str:
     """What an error of the system says to a person: the cause, the place, what to do next.
 
     `place` is named instead of the error's own file.

@@ -73,14 +73,14 @@ def passes(error: Exception) -> bool:
     return isinstance(error, MemoryError) or "allocate memory" in str(error)
 
 
-def unreadable(path: Path | str, error: Exception) -> SpgError:
-    """The error of what may be well but cannot be read at present."""
+def unreadable(path: Path | str, error: Exception, to: str = "read", advice: str = "") -> SpgError:
+    """The error of what may be well but cannot be `read`, or `written`, at present."""
     cause = in_words(error)
     if isinstance(error, MemoryError):
         cause += f". {LESS_MEMORY}"
     if type(error).__module__ == "builtins" and isinstance(error, OSError) and error.errno:
         cause = told(OSError(error.errno, cause))
-    return SpgError(f"{path} cannot be read: {cause}")
+    return SpgError(f"{path} cannot be {to}: {cause}" + (f". {advice}" if advice else ""))
 
 
 def damaged(path: Path | str, what: str, fault: str, command: str) -> DamagedError:

@@ -100,13 +100,18 @@ AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Write a record as JSON, atomically, with a seal: the fingerprint of all that it says.
+    """Write a record as JSON, atomically; see `record_text`."""
+    write_text(path, record_text(record))
+
+
+def record_text(record: Record) -> str:
+    """A record as JSON, with a seal: the fingerprint of all that it says.
 
     NaN of a `FigureOrNaN` is null.
     """
     content = record.model_dump(mode="json")
     content[_SEAL] = fingerprint(content)
-    write_text(path, json.dumps(content, indent=2, allow_nan=False))
+    return json.dumps(content, indent=2, allow_nan=False)
 
 
 def read_record(path: Path, model: type[AnyRecord], what: str, command: str) -> AnyRecord:

@@ -18,6 +18,7 @@ from spg_pipe.cli.options import (
     BankOption,
     CategoriesOption,
     Options,
+    OutOption,
     SplitOption,
     StoreOption,
     TilesOption,
@@ -98,7 +99,7 @@ def extract(
         int | None, Option(min=1, help="Only so many images, spread over all kinds.")
     ] = None,
     categories: CategoriesOption = None,
-    out: Annotated[Path | None, Option(help="Write the store here.")] = None,
+    out: OutOption = None,
     replace: Annotated[
         bool, Option("--replace", help="Replace a store of other content in the same place.")
     ] = False,

@@ -8,7 +8,7 @@ from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
-from typer import Option
+from typer import Argument, Option
 
 from spg_pipe.errors import SpgError, UsageError
 from spg_pipe.pipeline.console import Console
@@ -23,6 +23,7 @@ from spg_pipe.recipe.params import (
     nearest,
     parse_params,
 )
+from spg_pipe.recipe.places import place_of
 from spg_pipe.recipe.reader import parse_yaml
 
 if TYPE_CHECKING:
@@ -42,7 +43,14 @@ SplitOption = Annotated[
     str | None, Option(help="A dataset (the recipe's split of it), NAME/train, a folder.")
 ]
 AuxOption = Annotated[str | None, Option(help="Auxiliary dataset of the recipe.")]
-StoreOption = Annotated[Path | None, Option(help="A feature store, instead of the recipe's.")]
+StoreOption = Annotated[
+    Any,
+    Option(parser=place_of, metavar="PATH", help="A feature store, instead of the recipe's."),
+]
+OutOption = Annotated[Any, Option(parser=place_of, metavar="PATH", help="Write the store here.")]
+StoreArgument = Annotated[
+    Any, Argument(parser=place_of, metavar="STORE", help="A feature store's folder, or its URL.")
+]
 CategoriesOption = Annotated[str | None, Option(help="Only these, comma-separated: bottle,screw.")]
 NormalsOption = Annotated[
     Path | None, Option(help="Few-shot: a folder with a few normal images of the part.")

@@ -1,7 +1,7 @@
 """Commands beside the stages: artefacts, backbones, datasets, sweeps."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
@@ -11,19 +11,22 @@ from spg_pipe.cli.options import (
     AuxOption,
     CategoriesOption,
     Options,
+    StoreArgument,
     names_of,
     shared,
 )
 from spg_pipe.errors import SpgError
 from spg_pipe.recipe.data import KINDS
 from spg_pipe.recipe.params import OPTIONS, SyntheticSet, load_params, validated
+from spg_pipe.recipe.places import place_of
 
 
 @shared("as_json")
 def inspect(
     options: Options,
     path: Annotated[
-        Path, Argument(metavar="PATH", help="A store, SAE, detector or scores folder.")
+        Any,
+        Argument(parser=place_of, metavar="PATH", help="A store, SAE, detector or scores folder."),
     ],
     pca: Annotated[
         Path | None, Option(metavar="FILE", help="Draw a store's tokens as colours: a PNG.")
@@ -79,9 +82,7 @@ def plan(
 
 
 @shared("quiet", "as_json")
-def verify(
-    options: Options, store: Annotated[Path, Argument(metavar="STORE", help="A feature store.")]
-) -> None:
+def verify(options: Options, store: StoreArgument) -> None:
     """Re-read every byte of a store; name each damaged image and shard."""
     from spg_pipe.store.reader import FeatureStore
     from spg_pipe.store.verify import require_intact
@@ -98,9 +99,7 @@ def verify(
 
 
 @shared("quiet", "as_json")
-def finish(
-    options: Options, store: Annotated[Path, Argument(metavar="STORE", help="A feature store.")]
-) -> None:
+def finish(options: Options, store: StoreArgument) -> None:
     """Make a store whole whose shards `extract --shards` has made; needs no images."""
     from spg_pipe.store.finish import finish_store
 

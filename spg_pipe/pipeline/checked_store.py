@@ -16,7 +16,9 @@ from spg_pipe.errors import NotThereError, SpgError
 from spg_pipe.pipeline.datasets import scan, split_name
 from spg_pipe.pipeline.run import RecipeRun, image_size
 from spg_pipe.recipe.params import Dataset, Params, Section
+from spg_pipe.recipe.places import Place, from_root
 from spg_pipe.recipe.protocol import protocol
+from spg_pipe.store.files import is_there
 from spg_pipe.store.reader import FeatureStore, selection_note
 
 Pairs = Mapping[str, tuple[object, object]]
@@ -24,7 +26,7 @@ Pairs = Mapping[str, tuple[object, object]]
 
 
 def checked_store(
-    run: RecipeRun, dataset: Dataset | str, given: Path | None = None
+    run: RecipeRun, dataset: Dataset | str, given: Place | None = None
 ) -> FeatureStore:
     """The store of a dataset, which may be one of the recipe's by name, or that of `--store`.
 
@@ -44,7 +46,7 @@ def checked_store(
         return store
     path = run.paths.store(dataset)
     command = f"extract --split {split_name(run.params, dataset)}"
-    if not path.exists():
+    if not is_there(path):
         gone = "" if dataset.root.exists() else f" Its folder, {dataset.root}, is not here."
         raise refused(f"{absent(run, path)}{gone}", command)
     store = FeatureStore(path)
@@ -136,9 +138,9 @@ def _sha256(weights: Path, _size: int, _modified: int) -> str:
     return weights_from_file(weights).sha256
 
 
-def named_input(kind: str, named: Path | str | None, own: Path, fingerprint: str) -> dict[str, str]:
+def named_input(kind: str, named: Place | None, own: Place, fingerprint: str) -> dict[str, str]:
     """What paths say of an input that an option names: nothing where it is the recipe's own."""
-    same = named is None or Path(named).resolve() == own.resolve()
+    same = named is None or from_root(named) == from_root(own)
     return {} if same else {kind: fingerprint}
 
 
@@ -161,7 +163,7 @@ def _plain(value: object) -> object:
     return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
 
 
-def absent(run: RecipeRun, path: Path) -> str:
+def absent(run: RecipeRun, path: Place) -> str:
     """What messages say of an artefact that is not there, and of settings that options change."""
     base = run.base or run.params
     changed = {name: (value, getattr(base, name)) for name, value in run.params}
@@ -171,7 +173,7 @@ def absent(run: RecipeRun, path: Path) -> str:
     return f"{path} does not exist.{other if faults else ''}"
 
 
-def made_otherwise(path: Path, faults: list[str]) -> str:
+def made_otherwise(path: Place, faults: list[str]) -> str:
     """What messages say of an artefact that does not fit."""
     return f"{path} was made otherwise: {'; '.join(faults)}."
 

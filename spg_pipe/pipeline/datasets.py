@@ -103,6 +103,11 @@ def scan(
 
 def require_in_project(params: Params) -> None:
     """Refuse, with an `SpgError`, places to write to outside of this folder, which DVC has not."""
+    if params.stores:
+        raise SpgError(
+            f"The recipe's stores lie in {params.stores}, which DVC does not track. Give the "
+            "commands themselves (`spg-pipe extract`, `train-sae`, …), or leave out `stores:`."
+        )
     here = Path.cwd()
     places = [
         ("artifacts", params.artifacts),

@@ -30,6 +30,7 @@ from spg_pipe.pipeline.targets import detectors_for
 from spg_pipe.predict.finish import picture_path
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import Dataset
+from spg_pipe.recipe.places import Place
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_tokens, ordered_batches, sources_of
 
@@ -64,7 +65,7 @@ def explain_split(
     target: str,
     *,
     detector: Path | None,
-    store: Path | None,
+    store: Place | None,
     atoms: int | None,
     pictures: int | None,
     listener: Listener,

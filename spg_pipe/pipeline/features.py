@@ -19,14 +19,15 @@ from spg_pipe.pipeline.datasets import require_tracked, scan
 from spg_pipe.pipeline.run import RecipeRun, image_size, require_set
 from spg_pipe.recipe.machine import choose_device, cpu_workers
 from spg_pipe.recipe.params import Dataset
+from spg_pipe.recipe.places import Place, from_root
 from spg_pipe.store import extract as writing
 from spg_pipe.store.begin import begun
 from spg_pipe.store.claims import ranges_of
 from spg_pipe.store.compute import Progress, inputs_at_once
 from spg_pipe.store.finish import finish_store
+from spg_pipe.store.format import StoreSpec
 from spg_pipe.store.masks import mask_notes
 from spg_pipe.store.reader import FeatureStore, selection_note
-from spg_pipe.store.writer import ClaimedShards
 
 
 def write_demo_sets(run: RecipeRun, name: str | None = None) -> None:
@@ -48,11 +49,14 @@ def prepare(run: RecipeRun, dataset: Dataset, *, tracked: bool = False) -> Path:
     return path
 
 
-def skipped_in(paths: Sequence[Path]) -> dict[str, list[dict[str, str]]]:
+def skipped_in(paths: Sequence[Place]) -> dict[str, list[dict[str, str]]]:
     """Of each manifest or store that left out images: their paths, and why."""
     left_out = {}
     for path in paths:
-        holder = FeatureStore(path).spec if path.is_dir() else Manifest.load(path, path.parent)
+        if isinstance(path, Path) and not path.is_dir():
+            holder: Manifest | StoreSpec = Manifest.load(path, path.parent)
+        else:
+            holder = FeatureStore(path).spec
         if holder.skipped:
             left_out[str(path)] = [{"path": b.path, "reason": b.reason} for b in holder.skipped]
     return left_out
@@ -87,17 +91,17 @@ def extract(
     *,
     replace: bool = False,
     from_manifest: bool = False,
-    out: Path | None = None,
+    out: Place | None = None,
     backbone: Backbone | None = None,
     limit: int | None = None,
     categories: Sequence[str] | None = None,
-) -> Path:
+) -> Place:
     """Manifest → FeatureStore.
 
     Parameters
     ----------
     replace : bool
-        Replace a store of other content in the same place.
+        Replace a store of other content in the same place, if that is a folder.
     from_manifest : bool
         Use the prepared manifest (a dependency of the DVC stage), not the folder as it is now.
     out, backbone : optional
@@ -115,6 +119,11 @@ def extract(
     chosen = (limit, categories)
     manifest = _manifest(run, dataset, *chosen, prepared=from_manifest)
     path = _place(run, dataset, manifest, out)
+    if replace and isinstance(path, str):
+        raise SpgError(
+            f"--replace removes folders alone. Remove {path} with the tool of its file system, or "
+            "name another place."
+        )
     with run.console.progress(f"extract {dataset.name}") as update:
         if backbone is None or run.cluster is not None:
             store = _extract_in_cluster(run, dataset, manifest, path, replace, update)
@@ -139,10 +148,10 @@ def extract_shards(
     dataset: Dataset,
     shards: tuple[int, int],
     *,
-    out: Path | None = None,
+    out: Place | None = None,
     limit: int | None = None,
     categories: Sequence[str] | None = None,
-) -> ClaimedShards:
+) -> writing.SomeShards:
     """Manifest → the shards from the first number to before the second of a FeatureStore.
 
     The manifest is the one that `prepare` wrote, if there is one and a whole dataset of the recipe
@@ -178,7 +187,7 @@ class ShardJob:
     run: RecipeRun
     dataset: Dataset
     manifest: Manifest
-    path: Path
+    path: Place
     replace: bool
 
     def open(self) -> Callable[[int], list[int]]:
@@ -195,7 +204,7 @@ class ShardJob:
 
 
 def _shared(
-    run: RecipeRun, dataset: Dataset, manifest: Manifest, path: Path
+    run: RecipeRun, dataset: Dataset, manifest: Manifest, path: Place
 ) -> writing.SharedExtract:
     """The extract of which this process computes some shards, with the backbone loaded."""
     backbone = _tiled(run, dataset, load_backbone(run))
@@ -208,7 +217,7 @@ def _extract_in_cluster(
     run: RecipeRun,
     dataset: Dataset,
     manifest: Manifest,
-    path: Path,
+    path: Place,
     replace: bool,
     update: Progress,
 ) -> FeatureStore:
@@ -217,7 +226,7 @@ def _extract_in_cluster(
         if workers is None:
             raise ValueError("a run without a cluster")
         seen = dataclasses.replace(manifest, root=manifest.root.resolve())
-        job = ShardJob(run.for_workers(), dataset, seen, path.resolve(), replace)
+        job = ShardJob(run.for_workers(), dataset, seen, from_root(path), replace)
         with workers.serving(job) as results:
             ((_, shards),) = results([BEGIN])
             spec = begun(path)
@@ -273,7 +282,8 @@ def stored(run: RecipeRun, dataset: Dataset) -> FeatureStore:
     One that was made otherwise is replaced only of a folder that the recipe does not list, which
     may have got or lost images since; else a `NotThereError` names the command.
     """
-    replace = dataset not in run.params.datasets
+    in_folder = isinstance(run.paths.store(dataset), Path)
+    replace = in_folder and dataset not in run.params.datasets
     try:
         return checked_store(run, dataset)
     except NotThereError as error:
@@ -282,15 +292,15 @@ def stored(run: RecipeRun, dataset: Dataset) -> FeatureStore:
         return FeatureStore(extract(run, dataset, replace=replace))
 
 
-def _place(run: RecipeRun, dataset: Dataset, manifest: Manifest, out: Path | None) -> Path:
+def _place(run: RecipeRun, dataset: Dataset, manifest: Manifest, out: Place | None) -> Place:
     """Where the store goes; neither among its images, nor a part in the place of the whole."""
-    if out is not None and out.resolve().is_relative_to(dataset.root.resolve()):
+    if isinstance(out, Path) and out.resolve().is_relative_to(dataset.root.resolve()):
         raise SpgError(
             f"--out {out} lies among the images of {dataset.name} ({dataset.root}), where the "
             "store would be taken for images. Name a place outside."
         )
     path = out or run.paths.store(dataset, manifest.selection)
-    if manifest.selection and path.resolve() == run.paths.store(dataset).resolve():
+    if manifest.selection and from_root(path) == from_root(run.paths.store(dataset)):
         raise SpgError(
             f"{path} is the place of the whole dataset {dataset.name}, not of a part of it "
             "(--limit, --categories). Name another place with --out, or leave the option out."

@@ -6,12 +6,13 @@ from typing import Any
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.scores import Scores
 from spg_pipe.errors import SpgError
+from spg_pipe.recipe.places import Place
 from spg_pipe.sae.run import read_quality, read_sae_record
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.summary import summary
 
 
-def inspect(path: Path) -> dict[str, Any]:
+def inspect(path: Place) -> dict[str, Any]:
     """Describe an artefact.
 
     Returns
@@ -21,7 +22,7 @@ def inspect(path: Path) -> dict[str, Any]:
 
     An `SpgError` if the path is no artefact of this project.
     """
-    if (path / "zarr.json").is_file():
+    if isinstance(path, str) or (path / "zarr.json").is_file():
         return summary(FeatureStore(path))
     for file, kind, described in _KINDS:
         if (path / file).is_file():

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spg_pipe.artefacts.digests import require_files
@@ -16,6 +15,7 @@ from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.console import Update
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import MetricParams, ScoreParams
+from spg_pipe.recipe.places import Place
 from spg_pipe.store.reader import FeatureStore
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class ScoreJob:
     """Zero-shot scores of one detector: `Job` of rows."""
 
     detector: Detector
-    store: Path | str
+    store: Place
     fingerprint: str
     """The store's."""
     score: ScoreParams | None
@@ -47,7 +47,7 @@ class EvaluateJob:
     """Metrics of one run: `Job` of a category."""
 
     scores: Scores
-    store: Path | str
+    store: Place
     params: MetricParams
     manifest: Manifest | None
     calibration: Calibration | None
@@ -98,8 +98,3 @@ def evaluated(workers: "Workers", job: EvaluateJob) -> Iterator[Iterator[JudgedC
     )
     with workers.serving(job) as results:
         yield (judged for _, judged in results(categories_of(scores)))
-
-
-def whole_path(store: FeatureStore) -> Path | str:
-    """A store's place from the root, as the workers of a cluster find it."""
-    return store.path.resolve() if isinstance(store.path, Path) else store.path

@@ -24,6 +24,8 @@ from spg_pipe.pipeline.features import stored
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import Dataset, ScoreParams
+from spg_pipe.recipe.places import place_of
+from spg_pipe.store.files import is_there
 from spg_pipe.store.reader import FeatureStore
 
 
@@ -90,10 +92,11 @@ def say_known(run: RecipeRun, paths: Sequence[str], images: int, where: str = ""
 
 def _store_of_normals(run: RecipeRun, normals: str, target: FeatureStore) -> FeatureStore:
     """The store that is named, or that of a dataset's split or a folder; made if it is missing."""
-    if (Path(normals) / "zarr.json").is_file():
-        return FeatureStore(Path(normals))
+    place = place_of(normals)
+    if isinstance(place, str) or (place / "zarr.json").is_file():
+        return FeatureStore(place)
     dataset = find_dataset(run.params, normals, option="--normals")
-    if not run.paths.store(dataset).exists():
+    if not is_there(run.paths.store(dataset)):
         manifest = scan(run, dataset, skip_bad=run.params.extract.skip_bad)
         require_serving(manifest, target)
         if faults := backbone_differences(target.spec.backbone, run.params):

@@ -110,7 +110,7 @@ class Probe:
                 Line(loading, extracting.seconds / len(real)),
                 Line(max(0.0, extracting.mebibytes * 2**20 - held * real.spec.shard_images), held),
                 kept_bytes(setting, "extract", row, mask),
-                self._disk(lambda name: [self._paths.store(name)]),
+                self._disk(lambda name: [Path(self._paths.store(name))]),
             )
         }
         steps, stages["train-sae"], saes = self._trained()
@@ -281,7 +281,7 @@ class Probe:
 def _recipe(params: Params, rows: list[Dataset], artifacts: Path) -> Params:
     """The recipe over the made-up sets, with one seed."""
     none = dict.fromkeys(("directions", "demo_sets", "synthetic_sets", "published"), ())
-    own = {"artifacts": artifacts, "datasets": tuple(rows), "seeds": (_SEED,)}
+    own = {"artifacts": artifacts, "stores": None, "datasets": tuple(rows), "seeds": (_SEED,)}
     extraction = params.extract.model_copy(update={"tiles": {}})
     update = {"auxiliaries": tuple(SIZES), "extract": extraction}
     return params.model_copy(update={**none, **own, **update})

@@ -13,6 +13,7 @@ from spg_pipe.pipeline.console import Console
 from spg_pipe.recipe.machine import cpu_workers, local_workers
 from spg_pipe.recipe.params import Params
 from spg_pipe.recipe.paths import Paths
+from spg_pipe.recipe.places import Place
 
 if TYPE_CHECKING:
     from spg_pipe.pipeline.cluster import Workers
@@ -98,7 +99,7 @@ def image_size(params: Params) -> int:
     return params.backbone.image_size or resolve(params.backbone.alias).image_size
 
 
-def require_runs(params: Params, given: Path | None) -> None:
+def require_runs(params: Params, given: Place | None) -> None:
     """Refuse, with an `SpgError`, to train nothing, or several runs from one given store or SAE."""
     _require_there(given)
     if not params.auxiliaries:
@@ -117,14 +118,14 @@ def require_set(params: Params, section: str, name: str | None) -> None:
         )
 
 
-def _require_there(given: Path | None) -> None:
-    """Before anything is said about how it is to be used."""
-    if given is not None and not given.exists():
+def _require_there(given: Place | None) -> None:
+    """Before anything is said about how it is to be used; who opens a URL says if it is not."""
+    if isinstance(given, Path) and not given.exists():
         raise SpgError(f"{given} does not exist. Check the path; artefacts are below artifacts/.")
 
 
 def targets_of(
-    run: RecipeRun, split: str | None, given: Path | None = None
+    run: RecipeRun, split: str | None, given: Place | None = None
 ) -> list[tuple[RecipeRun, str]]:
     """Targets to score, each with its run: what `--split` names, or the recipe's directions.
 

@@ -23,13 +23,14 @@ from spg_pipe.metrics import MetricsTable, seeds_mean
 from spg_pipe.pipeline.checked import checked_detector, checked_scores, finished_metrics
 from spg_pipe.pipeline.checked_store import checked_store, named_input
 from spg_pipe.pipeline.datasets import find_dataset, find_direction, scan, split_name
-from spg_pipe.pipeline.jobs import EvaluateJob, ScoreJob, evaluated, scored, whole_path
+from spg_pipe.pipeline.jobs import EvaluateJob, ScoreJob, evaluated, scored
 from spg_pipe.pipeline.normals import banks_for, note_known, score_with_banks
 from spg_pipe.pipeline.own_images import note_own_images
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.predict.view import Viewing
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import Dataset, Params, ScoreParams
+from spg_pipe.recipe.places import Place, from_root
 from spg_pipe.report.tables import text_table
 from spg_pipe.store.reader import FeatureStore
 
@@ -42,7 +43,7 @@ def score(
     target: str,
     *,
     detector: Path | None = None,
-    store: Path | None = None,
+    store: Place | None = None,
     normals: str | None = None,
     alone: bool = False,
     ignore: Path | None = None,
@@ -88,7 +89,7 @@ def score(
                 path = run.paths.scores(
                     judge.record.auxiliary.dataset, dataset, judge.record.seed, given
                 )
-                seen = whole_path(features), features.fingerprint
+                seen = from_root(features.path), features.fingerprint
                 job = ScoreJob(judge, *seen, options, ignored, run.device)
                 _score_one(run, features, job, path, workers)
             run.console.say(f"Scores of {dataset.name} → {path}")
@@ -159,7 +160,7 @@ def _given_detector(run: RecipeRun, judge: Detector, named: Path | None) -> dict
     return named_input("detector", named, own, judge.fingerprint)
 
 
-def _evaluate_command(run: RecipeRun, dataset: Dataset, scores: Path, store: Path | None) -> str:
+def _evaluate_command(run: RecipeRun, dataset: Dataset, scores: Path, store: Place | None) -> str:
     """The command that judges scores which are not at the recipe's place."""
     inputs = {"scores": scores} | ({"store": store} if store else {})
     options = "".join(f" --{name} {shlex.quote(str(path))}" for name, path in inputs.items())
@@ -172,7 +173,7 @@ def evaluate(
     target: str,
     *,
     scores: Path | None = None,
-    store: Path | None = None,
+    store: Place | None = None,
     calibration: Path | None = None,
 ) -> list[Path]:
     """Scores → Metrics, for all seeds of the recipe, or of one named folder.
@@ -235,7 +236,7 @@ def _evaluate_one(
         update = stack.enter_context(run.console.progress(f"evaluate {dataset.name}"))
         judged = None
         if workers is not None:
-            job = EvaluateJob(loaded, whole_path(store), params, manifest, calibration)
+            job = EvaluateJob(loaded, from_root(store.path), params, manifest, calibration)
             judged = stack.enter_context(evaluated(workers, job))
         result = evaluate_scores(
             loaded,

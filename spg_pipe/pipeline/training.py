@@ -18,6 +18,7 @@ from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import SaeParams
 from spg_pipe.recipe.paths import with_suffix_hash
+from spg_pipe.recipe.places import Place
 from spg_pipe.sae.run import LayerQuality, SaeRun, read_quality
 from spg_pipe.sae.train import Callbacks, DivergedError, batch_size, steps_of
 from spg_pipe.sae.train import train_sae as train
@@ -30,7 +31,7 @@ FEW_STEPS = 1000
 after 1,172 a third to a half have left it (docs/explain.md)."""
 
 
-def train_sae(run: RecipeRun, aux: str, seed: int, *, store: Path | None = None) -> Path:
+def train_sae(run: RecipeRun, aux: str, seed: int, *, store: Place | None = None) -> Path:
     """FeatureStore of the auxiliary set → SparseAutoencoder; its checkpoint lies beside it.
 
     An `SpgError` if it would be trained for too few steps, or comes out worse than none.
@@ -115,7 +116,7 @@ def _require_useful(what: str, layers: Mapping[str, LayerQuality]) -> None:
 
 
 def train_guides(
-    run: RecipeRun, aux: str, seed: int, *, store: Path | None = None, sae: Path | None = None
+    run: RecipeRun, aux: str, seed: int, *, store: Place | None = None, sae: Path | None = None
 ) -> Path:
     """FeatureStore + SparseAutoencoder → Detector."""
     return train_guides_together([run], aux, [seed], store=store, sae=sae)[0]
@@ -126,7 +127,7 @@ def train_guides_together(
     aux: str,
     seeds: Sequence[int],
     *,
-    store: Path | None = None,
+    store: Place | None = None,
     sae: Path | None = None,
 ) -> list[Path]:
     """FeatureStore + SparseAutoencoders → a Detector for every setting and seed.

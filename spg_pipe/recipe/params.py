@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from spg_pipe.errors import SpgError, counted
 from spg_pipe.recipe.data import (
@@ -23,6 +23,7 @@ from spg_pipe.recipe.data import (
     Side,
     SyntheticSet,
 )
+from spg_pipe.recipe.places import place_of
 from spg_pipe.recipe.reader import parse_yaml, read_text
 
 DEFAULT_PARAMS = Path("params.yaml")
@@ -37,6 +38,13 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 Detection = Literal["cls", "mean_tokens"]
 ImageScore = Literal["max", "cls", "top_mean", "log_mean_exp", "mix"]
 AnySection = TypeVar("AnySection", bound=BaseModel)
+
+
+def _url(value: object) -> object:
+    place = place_of(str(value))
+    if isinstance(place, Path):
+        raise ValueError(f"a URL is expected, for instance s3://bucket/stores; found {value}")
+    return place
 
 
 class BackboneParams(Section):
@@ -202,6 +210,8 @@ class Params(Section):
 
     name: Name
     artifacts: Folder = Path("artifacts")
+    stores: Annotated[str, BeforeValidator(_url)] | None = None
+    """A URL below which stores of tokens lie, instead of `artifacts` (docs/scale.md)."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (111,)
     demo_sets: Annotated[tuple[DemoSet, ...], *BY_NAME] = ()
     synthetic_sets: Annotated[tuple[SyntheticSet, ...], *BY_NAME] = ()

@@ -13,6 +13,7 @@ from typing import Any
 
 from spg_pipe.errors import SpgError
 from spg_pipe.recipe.params import Dataset, DemoSet, Params, SyntheticSet
+from spg_pipe.recipe.places import Place
 
 Row = Dataset | str
 """A dataset, or the name of one that the recipe lists."""
@@ -38,8 +39,8 @@ class Paths:
         path = self.params.artifacts / "manifests" / f"{row.name}-{row.split}.parquet"
         return self._at(path, (), [row])
 
-    def store(self, row: Row, part: Given = None) -> Path:
-        """features/<dataset>-<backbone>-<size>.zarr
+    def store(self, row: Row, part: Given = None) -> Place:
+        """features/<dataset>-<backbone>-<size>.zarr, or below the URL that the recipe gives stores
 
         Of another split or folder than the recipe's its name says the split; `part` is how a part
         of the dataset was chosen.
@@ -47,7 +48,8 @@ class Paths:
         row = self._listed(row)
         name = f"{row.name}-{row.split}" if part or row not in self.params.datasets else row.name
         path = self.params.artifacts / "features" / f"{name}-{self._backbone}.zarr"
-        return self._at(path, _STORE, [row], part)
+        path = self._at(path, _STORE, [row], part)
+        return f"{self.params.stores}/{path.name}" if self.params.stores else path
 
     def sae(self, aux: str, seed: int, given: Given = None) -> Path:
         """sae/<configuration>/<auxiliary>-<backbone>-<size>-s<seed>/

@@ -25,6 +25,7 @@ from spg_pipe.recipe.params import Dataset, Direction, Params, PublishedFigure
 from spg_pipe.recipe.paths import Paths
 from spg_pipe.sae.quality import seeds_stability
 from spg_pipe.sae.run import LayerQuality, SaeRecord, SaeRun, read_quality
+from spg_pipe.store.files import is_there
 from spg_pipe.store.reader import FeatureStore
 
 RunFiles = dict[tuple[str, str, int], tuple[Path, Path]]
@@ -106,7 +107,7 @@ def read_directions(params: Params, paths: Paths, files: RunFiles) -> list[Direc
             continue
         runs = [_seed_run(*files[way.aux, way.target, seed], seed) for seed in seeds]
         path = paths.store(way.target)
-        store = FeatureStore(path) if path.is_dir() else None
+        store = FeatureStore(path) if is_there(path) else None
         if store and store.fingerprint != runs[0].scores.record.store:
             store = None
         published = [p for p in params.published if (p.aux, p.target) == (way.aux, way.target)]

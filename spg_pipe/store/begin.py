@@ -2,8 +2,9 @@
 the way."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,8 +13,9 @@ from spg_pipe.artefacts.reading import reading
 from spg_pipe.artefacts.record import parse_record
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError, listed
+from spg_pipe.recipe.places import Place
 from spg_pipe.store.claims import PATIENCE, holding
-from spg_pipe.store.files import is_damaged_store, read_attributes
+from spg_pipe.store.files import StoreFiles, is_damaged_store, read_attributes
 from spg_pipe.store.format import (
     COMMAND,
     IMAGE_TABLE,
@@ -24,7 +26,7 @@ from spg_pipe.store.format import (
 )
 from spg_pipe.store.parts import PARTS
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.store.shards import ShardEntry, save_entries, write_file
+from spg_pipe.store.shards import ShardEntry, in_folder, save_entries, write_file
 
 
 def declare(folder: Path, spec: StoreSpec, manifest: Manifest) -> None:
@@ -47,19 +49,30 @@ def write_array(
     """Write a small array durably; its entry of shards.json."""
     write_small(root, name, values, dimension)
     chunk = f"{name}/c/0"  # written again: Zarr syncs nothing
-    entry = write_file(root, chunk, range(spec.images), (root / chunk).read_bytes())
+    content = (root / chunk).read_bytes()
+    entry = write_file(in_folder(root), chunk, range(spec.images), content)
     declared = root / name / "zarr.json"
     write_bytes(declared, declared.read_bytes())
     return entry
 
 
-def begun(path: Path) -> StoreSpec | None:
+def begun(path: Place) -> StoreSpec | None:
     """The attributes of a store that is there, begun or complete; None if they are not whole."""
     try:
-        text = json.dumps(read_attributes(path))
-        return parse_record(text, path, StoreSpec, "store", COMMAND)
+        return spec_in(StoreFiles(path))
     except SpgError:
         return None
+
+
+def spec_in(files: StoreFiles) -> StoreSpec | None:
+    """The attributes of a store, begun or complete; None where there is none.
+
+    Raises SpgError if they are damaged, or cannot be read at present.
+    """
+    attributes = files.attributes()
+    if attributes is None:
+        return None
+    return parse_record(json.dumps(attributes), files.place, StoreSpec, "store", COMMAND)
 
 
 def begin_anew(path: Path, spec: StoreSpec, manifest: Manifest, *, replace: bool = False) -> None:
@@ -87,11 +100,7 @@ def begin_shared(path: Path, spec: StoreSpec, manifest: Manifest) -> bool:
             begin_anew(path, spec, manifest)
             return True
         if not there.complete and (other := other_versions(there.versions, spec.versions)):
-            raise SpgError(
-                f"{path} was begun with other versions ({', '.join(other)} here): shards of one "
-                "store come from the same libraries. Install those, or extract to another place "
-                "with --out."
-            )
+            raise begun_by_others(path, other)
         if there.complete:
             faults = FeatureStore(path, check_files=False).file_faults()
         else:
@@ -101,6 +110,14 @@ def begin_shared(path: Path, spec: StoreSpec, manifest: Manifest) -> bool:
                 f"{path}: {faults[0]}. Mend it with the same `spg-pipe extract` without --shards."
             )
         return not there.complete
+
+
+def begun_by_others(path: Place, other: Sequence[str]) -> SpgError:
+    """The error of a store that was begun with `other_versions` than those here."""
+    return SpgError(
+        f"{path} was begun with other versions ({', '.join(other)} here): shards of one store come "
+        "from the same libraries. Install those, or extract to another place with --out."
+    )
 
 
 def other_versions(wanted: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
@@ -128,10 +145,17 @@ def _refuse_other_content(path: Path, spec: StoreSpec, manifest: Manifest) -> No
     """Raise SpgError if a store is in the place, with what differs."""
     if is_damaged_store(path):
         raise SpgError(f"{path} is a store with a damaged zarr.json: write it anew with {REMAKE}.")
-    there, wanted = read_attributes(path), spec.attributes()
-    if not there:
-        return
-    words = []
+    if there := read_attributes(path):
+        differs = what_differs(there, spec, manifest)
+        raise SpgError(
+            f"{path} holds a store of other content ({differs}). Use --replace to write it anew, "
+            "or choose another place."
+        )
+
+
+def what_differs(there: Mapping[str, Any], spec: StoreSpec, manifest: Manifest) -> str:
+    """In what the attributes of a store are not those that are wanted, for messages."""
+    wanted, words = spec.attributes(), []
     for name in [name for name in wanted if name not in spec.BESIDE]:
         old, new = there.get(name), wanted[name]
         if old == new:
@@ -147,7 +171,4 @@ def _refuse_other_content(path: Path, spec: StoreSpec, manifest: Manifest) -> No
     repaired = [bad["path"] for bad in there.get("skipped") or () if bad["path"] in here]
     if repaired:
         words.append(f"it left out what is no longer left out: {listed(repaired)}")
-    raise SpgError(
-        f"{path} holds a store of other content ({'; '.join(words) or 'changed attributes'}). "
-        "Use --replace to write it anew, or choose another place."
-    )
+    return "; ".join(words) or "changed attributes"

@@ -15,12 +15,16 @@ from spg_pipe.backbones.precision import computed_by
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError, counted, told
-from spg_pipe.store.begin import begin_shared
+from spg_pipe.recipe.places import Place
 from spg_pipe.store.compute import ImageCount, Progress, ShardComputer, lost_regions
+from spg_pipe.store.elsewhere import ShardsElsewhere
+from spg_pipe.store.finish import finish_store
 from spg_pipe.store.format import LayerShape, StoreSpec
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.writer import ClaimedShards, StoreWriter
 
+SomeShards = ClaimedShards | ShardsElsewhere
+"""Those of a store that this process computes."""
 SHARD_IMAGES = 64
 """Images a shard file, 100 to 400 MB of a ViT's tokens: few files, and little to redo."""
 
@@ -40,7 +44,7 @@ class Extraction:
 def extract(
     manifest: Manifest,
     backbone: Backbone,
-    path: Path,
+    path: Place,
     how: Extraction = Extraction(),
     *,
     replace: bool = False,
@@ -60,10 +64,10 @@ def extract(
 
     Parameters
     ----------
-    path : Path
-        The store's folder.
+    path : Path or str
+        The store's folder, or a URL (`SharedExtract`).
     replace : bool
-        Replace a store of other content in the same place.
+        Replace a store of other content in the same place, if that is a folder.
     workers : int
         Threads that decode and, on a CPU, compute.
     progress : callable (images done, images in all), optional
@@ -74,6 +78,10 @@ def extract(
         For an image that cannot be read, another store in the place, or another process that
         writes there.
     """
+    if isinstance(path, str):
+        shared = SharedExtract(manifest, backbone, path, how, workers=workers, device=device)
+        shared.compute(0, shared.spec.shards, progress)
+        return finish_store(path)
     spec = _spec(manifest, backbone, how, device)
     masks = partial(lost_regions, manifest, spec.backbone.preprocess.size)
     with (
@@ -92,7 +100,7 @@ def extract(
 
 class SharedExtract:
     """An extract of which each process computes some shards, on any number of machines that share
-    the file system; `store.finish.finish_store` ends it.
+    the file system, or an object store; `store.finish.finish_store` ends it.
 
     Parameters as of `extract`, which raises as `begin` and `compute` do.
     """
@@ -101,7 +109,7 @@ class SharedExtract:
         self,
         manifest: Manifest,
         backbone: Backbone,
-        path: Path,
+        path: Place,
         how: Extraction = Extraction(),
         *,
         workers: int = 2,
@@ -114,6 +122,9 @@ class SharedExtract:
     def begin(self, *, replace: bool = False) -> range:
         """Begin the store or go on with one, as `extract` does; the shards that are then to be
         computed or, where they are there, checked: none of a store that is complete."""
+        if isinstance(self.path, str):
+            missing = ShardsElsewhere(self.path, self.spec).begin(self._manifest)
+            return range(self.spec.shards if missing else 0)
         masks = partial(lost_regions, self._manifest, self.spec.backbone.preprocess.size)
         how = {"replace": replace, "check": False}
         with (
@@ -122,7 +133,7 @@ class SharedExtract:
         ):
             return range(0 if writer.up_to_date else self.spec.shards)
 
-    def compute(self, first: int, end: int, progress: Progress | None = None) -> ClaimedShards:
+    def compute(self, first: int, end: int, progress: Progress | None = None) -> SomeShards:
         """Compute the shards first ≤ n < end of the store, which is begun if nobody has.
 
         Shards that others hold are left to them, those that are whole stay. Raises SpgError if
@@ -136,9 +147,9 @@ class SharedExtract:
             )
         with (
             _told(path, "the same command goes on with the shards that are not finished"),
-            ClaimedShards(path, spec) as claims,
+            _shards(path, spec) as claims,
         ):
-            if begin_shared(path, spec, self._manifest):
+            if claims.begin(self._manifest):
                 images = sum(len(spec.shard_rows(shard)) for shard in range(first, end))
                 count = ImageCount(0, images, progress)
                 claimed = claims.claimed(range(first, end))
@@ -148,8 +159,12 @@ class SharedExtract:
             return claims
 
 
+def _shards(path: Place, spec: StoreSpec) -> SomeShards:
+    return ClaimedShards(path, spec) if isinstance(path, Path) else ShardsElsewhere(path, spec)
+
+
 @contextmanager
-def _told(path: Path, then: str) -> Iterator[None]:
+def _told(path: Place, then: str) -> Iterator[None]:
     """One message for what the system refuses, with what to do next."""
     try:
         yield

@@ -1,7 +1,6 @@
 """A store's folder, on this machine or behind a URL."""
 
 import asyncio
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,15 +17,22 @@ from zarr.storage import FsspecStore, LocalStore, ObjectStore, WrapperStore
 
 from spg_pipe.artefacts.reading import MOST_BYTES, damaged, read_file, read_json, unreadable
 from spg_pipe.errors import SpgError
+from spg_pipe.recipe.places import Place, refuse_secrets
 from spg_pipe.store.cache import CachedFiles, CacheFolder
 from spg_pipe.store.format import COMMAND, SHARD_INDEX
 from spg_pipe.store.shards import ShardEntry, crc32c
 
+_LISTED = 1000
+"""Files that an object store removes by one request."""
 REMOTE_REQUESTS = 8
 """Requests under way at once: their waiting overlaps."""
 _OBJECT_STORES = ("s3", "gs", "az")
 _RETRIES: Any = {"max_retries": 6, "retry_timeout": timedelta(seconds=30)}
 """Some seconds of waiting in all: a server may start again, but a wrong address is told soon."""
+_ADVICE = (
+    "See that the address is right, its server answers, and this process has the credentials that "
+    "its file system expects (docs/scale.md, “Remote stores”)."
+)
 
 
 class _Objects:
@@ -52,6 +58,19 @@ class _Objects:
         """Its size."""
         return {"type": "file", "size": self.store.head(name)["size"]}
 
+    def pipe_file(self, name: str, content: bytes, mode: Any) -> None:
+        """Make an object; with mode `create` FileExistsError where there is one."""
+        from obstore.exceptions import AlreadyExistsError
+
+        try:
+            self.store.put(name, content, mode=mode, use_multipart=False)
+        except AlreadyExistsError as error:
+            raise FileExistsError(name) from error
+
+    def rm(self, names: list[str]) -> None:
+        """Remove objects."""
+        self.store.delete(names)
+
 
 class StoreFiles:
     """The files of a store by their names below it.
@@ -70,7 +89,7 @@ class StoreFiles:
     """
 
     def __init__(self, place: Path | str) -> None:
-        _refuse_secrets(str(place))
+        refuse_secrets(str(place))
         self.local: Path | None = None
         self.place = place
         with self._access():
@@ -87,23 +106,25 @@ class StoreFiles:
         self.threads = REMOTE_REQUESTS if getattr(self._fs, "async_impl", False) else 1
 
     @contextmanager
-    def _access(self, name: str = "") -> Iterator[None]:
-        """FileNotFoundError where there is no such file, SpgError for whatever else is raised."""
+    def _access(self, name: str = "", to: str = "read") -> Iterator[None]:
+        """FileNotFoundError where there is no such file, FileExistsError where one is in the way,
+        SpgError for whatever else is raised."""
         place = f"{self.place}/{name}" if name else self.place
         try:
             yield
-        except SpgError:
+        except (SpgError, FileExistsError):
             raise
         except (FileNotFoundError, NotADirectoryError) as error:
             # fsspec says so of any failed request for a file's size, too.
             cause = error.__cause__ if self.local is None else None
-            if isinstance(cause, Exception) and getattr(cause, "status", 0) not in (404, 410):
-                raise unreadable(place, cause) from error
+            gone = isinstance(cause, KeyError) or getattr(cause, "status", 0) in (404, 410)
+            if isinstance(cause, Exception) and not gone:
+                raise unreadable(place, cause, to, _ADVICE) from error
             raise FileNotFoundError(str(place)) from error
         except Exception as error:
             if self.local is not None and not isinstance(error, OSError | MemoryError):
                 raise damaged(place, "store", str(error), COMMAND) from error
-            raise unreadable(place, error) from error
+            raise unreadable(place, error, to, "" if self.local else _ADVICE) from error
 
     def read(self, name: str, most: int | None = None) -> bytes:
         """A file's bytes, at most so many; FileNotFoundError where there is none."""
@@ -111,6 +132,32 @@ class StoreFiles:
             if self.local is not None:
                 return read_file(self.local / name, most)
             return bytes(self._fs.cat_file(f"{self._root}/{name}"))
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Make a file of a store elsewhere, whole; False where there is one of that name."""
+        try:
+            self.put(name, content, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    def put(self, name: str, content: bytes, *, mode: str = "overwrite") -> None:
+        """Make or replace a file of a store elsewhere, whole; an SpgError if it cannot be."""
+        try:
+            with self._access(name, "written"):
+                self._fs.pipe_file(f"{self._root}/{name}", content, mode=mode)
+        except FileNotFoundError as error:
+            raise SpgError(
+                f"{self.place}/{name} cannot be written: there is no such bucket or folder. Make "
+                "it with the file system's own tool, or name another place."
+            ) from error
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Remove those of the files of a store elsewhere that are there."""
+        there = [name for name, size in self.sizes(names).items() if size is not None]
+        with self._access(to="written"):
+            for start in range(0, len(there), _LISTED):
+                self._fs.rm([f"{self._root}/{name}" for name in there[start : start + _LISTED]])
 
     def part(self, entry: ShardEntry, start: int, end: int) -> bytes:
         """A data file's bytes from one position to another.
@@ -165,6 +212,7 @@ class StoreFiles:
             return {one["path"]: one["size"] for part in self._fs.store.list() for one in part}
         if "http" in self._fs.protocol:
             return None
+        self._fs.invalidate_cache()  # other processes write
         found = self._fs.find(self._root, detail=True)
         return {path[len(self._root) + 1 :]: one["size"] for path, one in found.items()}
 
@@ -282,23 +330,16 @@ def _require_length(place: str, found: int, asked: int, size: int) -> None:
     raise damaged(place, "store", f"{found:,} bytes came, expected {asked:,}", COMMAND)
 
 
-def _refuse_secrets(place: str) -> None:
-    """Refuse, with an `SpgError`, an address with a password or a signed query: it would stand in
-    messages, artefacts and the shell's history."""
-    hidden = re.sub(r"(://[^/?#]*):[^/?#]*@", r"\1:…@", place)
-    if "://" in place:
-        hidden = re.sub(r"\?.*", "?…", hidden, flags=re.DOTALL)
-    if hidden != place:
-        raise SpgError(
-            f"{hidden} holds a password or a query. Name the store without, and leave credentials "
-            "to its file system: environment variables such as AWS_ACCESS_KEY_ID, its own files, "
-            "or fsspec's (docs/scale.md, “Remote stores”)."
-        )
-
-
-def read_attributes(root: Path) -> Mapping[str, Any] | None:
-    """The attributes of a local group, or None where there is no readable one."""
+def read_attributes(root: Place) -> Mapping[str, Any] | None:
+    """The attributes of a group, or None where there is no readable one."""
     return StoreFiles(root).attributes()
+
+
+def is_there(place: Place) -> bool:
+    """Whether a folder is there, or the beginning of a store behind a URL."""
+    if isinstance(place, Path):
+        return place.exists()
+    return StoreFiles(place).size("zarr.json") is not None
 
 
 def is_damaged_store(root: Path) -> bool:

@@ -4,32 +4,37 @@ import hashlib
 import json
 import shutil
 import warnings
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import zarr
 
-from spg_pipe.artefacts.files import write_json
+from spg_pipe.artefacts.files import write_bytes, write_json
 from spg_pipe.artefacts.reading import MOST_BYTES, read_file, reading
 from spg_pipe.errors import SpgError, counted
-from spg_pipe.store.begin import begun, refuse_what_is_no_store, write_array
+from spg_pipe.recipe.places import Place
+from spg_pipe.store.begin import begun, refuse_what_is_no_store, spec_in, write_array
 from spg_pipe.store.claims import holding, ranges_of, require_unclaimed
+from spg_pipe.store.files import StoreFiles
 from spg_pipe.store.format import (
     COMMAND,
     IMAGE_TABLE,
     SHARD_INDEX,
     StoreSpec,
     array_forms,
+    large_arrays,
     seal_of,
 )
-from spg_pipe.store.parts import PARTS, entry_is_intact, part_file, read_part
+from spg_pipe.store.parts import PARTS, entry_is_intact, part_file, part_name, read_part
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.store.shards import ShardEntry, parse_entries, save_entries
+from spg_pipe.store.shards import ShardEntry, data_files, parse_entries, save_entries
 from spg_pipe.store.statistics import LayerStatistics
 
 
-def finish_store(path: Path) -> FeatureStore:
+def finish_store(path: Place) -> FeatureStore:
     """Finish a store whose shards are all there; a finished one is opened.
 
     Raises
@@ -38,7 +43,9 @@ def finish_store(path: Path) -> FeatureStore:
         If it is no store, shards are missing (which, and how to make them), or other processes
         write there.
     """
-    path = Path(path)
+    if isinstance(path, str):
+        _finish_elsewhere(StoreFiles(path))
+        return FeatureStore(path)
     if not path.is_dir():
         raise SpgError(f"{path} does not exist. Check the path, or begin it: `spg-pipe extract`.")
     refuse_what_is_no_store(path)
@@ -53,17 +60,78 @@ def finish_store(path: Path) -> FeatureStore:
     return FeatureStore(path)
 
 
-def complete(root: Path, spec: StoreSpec) -> None:
+def _finish_elsewhere(files: StoreFiles) -> None:
+    """The same of a store behind a URL, whose small files are made here and put there.
+
+    Several processes may do so at the same time: they put the same bytes.
+    """
+    spec = spec_in(files)
+    if spec is None:
+        return  # who opens it says what is wrong with it
+    records = [part_name(shard) for shard in range(spec.shards)]
+    if not spec.complete:
+        with TemporaryDirectory(prefix="spg-finish-") as folder:
+            _complete_elsewhere(files, spec, records, Path(folder))
+    files.remove(records)
+
+
+def _complete_elsewhere(
+    files: StoreFiles, spec: StoreSpec, records: Sequence[str], root: Path
+) -> None:
+    """Make what is lacking below `root`, from what is there, and put it, the mark last."""
+    (root / PARTS).mkdir()
+    begun_with = ["zarr.json", SHARD_INDEX, *(f"{name}/c/0" for name in IMAGE_TABLE)]
+    begun_with += [f"{name}/zarr.json" for name in (*large_arrays(spec), *IMAGE_TABLE)]
+
+    def load(name: str) -> bool:
+        try:
+            write_bytes(root / name, files.read(name))
+        except FileNotFoundError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(files.threads, "spg-load") as pool:
+        loaded = dict(zip(begun_with, pool.map(load, begun_with), strict=True))
+        list(pool.map(load, records))
+    if lacking := [name for name in begun_with if not loaded[name]]:
+        raise SpgError(
+            f"{files.place} lacks {lacking[0]}: it was not begun as a whole. Give the `spg-pipe "
+            "extract --shards` that began it again."
+        )
+    there = files.sizes([name for name, _ in data_files(spec)])
+    try:
+        complete(root, spec, there.get, files.place)
+    except SpgError:
+        now = spec_in(files)
+        if now is None or not now.complete:  # else another process has, and removed the records
+            raise
+        return
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root).as_posix()
+        if path.is_file() and name not in {*begun_with, *records}:
+            files.put(name, path.read_bytes())
+    for name in (SHARD_INDEX, "zarr.json"):
+        files.put(name, (root / name).read_bytes())
+
+
+def complete(
+    root: Path,
+    spec: StoreSpec,
+    size: Callable[[str], int | None] | None = None,
+    place: Place | None = None,
+) -> None:
     """Merge the records of the shards in order, and set the mark; the records stay.
 
-    Only for who holds the lock of the store, while nobody writes a shard.
+    `size` of a data file by its name, and the store's `place`, where that is not `root`. Only for
+    who holds the lock of the store, while nobody writes a shard.
     """
-    entries, missing = _table_entries(root, spec), []
+    size, place = size or StoreFiles(root).size, place or root
+    entries, missing = _table_entries(root, place), []
     layers = {name: LayerStatistics(shape.dim) for name, shape in spec.layers.items()}
     lost: list[int] = []
     for shard in range(spec.shards):
         part = read_part(root, spec, shard)
-        if part is None or not part.has_sizes(root):
+        if part is None or not part.has_sizes(size):
             missing.append(shard)
             continue
         entries += part.files
@@ -71,7 +139,7 @@ def complete(root: Path, spec: StoreSpec) -> None:
         for name, layer in layers.items():
             layer.add(part.statistics(name))
     if missing:
-        raise SpgError(_says_missing(root, spec, missing))
+        raise SpgError(_says_missing(place, spec, missing))
     entries.append(write_array(root, spec, "lost_regions", "image", np.array(lost, np.uint32)))
     for name, layer in layers.items():
         mean, std = layer.mean_std(spec.images * spec.layers[name].patches)
@@ -115,7 +183,7 @@ def _seal(root: Path) -> None:
     change_attributes(root, {"complete": True, "index_sha256": index})
 
 
-def _table_entries(root: Path, spec: StoreSpec) -> list[ShardEntry]:
+def _table_entries(root: Path, place: Place) -> list[ShardEntry]:
     """Entries of the image table's files, whose bytes are checked."""
     path, names = root / SHARD_INDEX, {f"{name}/c/0" for name in IMAGE_TABLE}
     with reading(path, "index of a store", COMMAND):
@@ -125,16 +193,16 @@ def _table_entries(root: Path, spec: StoreSpec) -> list[ShardEntry]:
     if whole != names or not (root / PARTS).is_dir():
         fault = f"{min(names - whole)} is damaged" if whole != names else "it has no records"
         raise SpgError(
-            f"{root} was left unfinished by an older version, or is damaged ({fault}). Give its "
+            f"{place} was left unfinished by an older version, or is damaged ({fault}). Give its "
             "`spg-pipe extract` again, which mends it and keeps the shards that are whole."
         )
     return entries
 
 
-def _says_missing(root: Path, spec: StoreSpec, missing: list[int]) -> str:
+def _says_missing(place: Place, spec: StoreSpec, missing: list[int]) -> str:
     first = ranges_of(missing).partition(",")[0]
     return (
-        f"{root} lacks {len(missing)} of its {counted(spec.shards, 'shard')}: "
+        f"{place} lacks {len(missing)} of its {counted(spec.shards, 'shard')}: "
         f"{ranges_of(missing)}. Make them with the `spg-pipe extract` that began it and --shards "
         f"{first}, or all at once without --shards."
     )

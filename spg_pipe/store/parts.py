@@ -3,14 +3,15 @@
 One file a shard, so that writers side by side share none. `finish` merges them in order.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 
-from spg_pipe.artefacts.record import Count, LayerName, Name, Record, read_record, write_record
+from spg_pipe.artefacts.reading import MOST_BYTES, read_file, reading
+from spg_pipe.artefacts.record import Count, LayerName, Name, Record, parse_record, write_record
 from spg_pipe.errors import DamagedError, NotThereError
 from spg_pipe.store.format import COMMAND, StoreSpec
 from spg_pipe.store.shards import ShardEntry, crc32c, shard_files
@@ -44,10 +45,9 @@ class ShardPart(Record):
         sums = np.array([part.total, part.squares])
         return ShardStatistics(sums[0], sums[1], list(part.checksums))
 
-    def has_sizes(self, root: Path) -> bool:
-        """Whether its files below `root` are there and as long as they were written."""
-        paths = [(root / entry.name, entry.bytes) for entry in self.files]
-        return all(path.is_file() and path.stat().st_size == size for path, size in paths)
+    def has_sizes(self, size: Callable[[str], int | None]) -> bool:
+        """Whether its files are there and as long as they were written; `size` is a file's."""
+        return all(size(entry.name) == entry.bytes for entry in self.files)
 
     def is_intact(self, root: Path) -> bool:
         """Whether its files below `root` have the bytes that were written: reads them all."""
@@ -95,16 +95,32 @@ def read_part(root: Path, spec: StoreSpec, shard: int) -> ShardPart | None:
 
     Raises SpgError if it cannot be read at present.
     """
+    path = part_file(root, shard)
     try:
-        part = read_record(part_file(root, shard), ShardPart, "record of a shard", COMMAND)
+        with reading(path, "record of a shard", COMMAND):
+            content = read_file(path, MOST_BYTES)
     except (NotThereError, DamagedError):
+        return None
+    return parse_part(content, spec, shard)
+
+
+def parse_part(content: bytes, spec: StoreSpec, shard: int) -> ShardPart | None:
+    """The record of a shard from its file; None if it is of another store, or damaged."""
+    try:
+        part = parse_record(content, part_name(shard), ShardPart, "record of a shard", COMMAND)
+    except DamagedError:
         return None
     return part if part._fits(spec, shard) else None
 
 
+def part_name(shard: int) -> str:
+    """The record of a shard, by its path below the store."""
+    return f"{PARTS}/{shard}.json"
+
+
 def part_file(root: Path, shard: int) -> Path:
     """Where the record of a shard lies."""
-    return root / PARTS / f"{shard}.json"
+    return root / part_name(shard)
 
 
 def entry_is_intact(root: Path, entry: ShardEntry) -> bool:

@@ -6,7 +6,7 @@ then the index's crc32c (little-endian uint32). Without a compressor image i of 
 starts at i·N·D·itemsize.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +19,9 @@ from spg_pipe.artefacts.record import Count, Name, Record, parse_record
 from spg_pipe.store.format import COMMAND, SHARD_INDEX, StoreSpec, large_arrays, small_arrays
 
 _EMPTY = np.iinfo(np.uint64).max
+
+Write = Callable[[str, Sequence[bytes | memoryview]], None]
+"""Makes a file of a store, by its path below it, of these parts: whole or not at all."""
 
 
 class ShardEntry(Record):
@@ -85,17 +88,22 @@ def data_files(spec: StoreSpec) -> Iterator[tuple[str, tuple[int, int]]]:
         yield f"{name}/c/0", (0, spec.images)
 
 
+def in_folder(root: Path) -> Write:
+    """Makes files below a folder, atomically and durably."""
+    return lambda name, parts: write_bytes(root / name, *parts)
+
+
 def write_shard(
-    root: Path, name: str, chunks: Sequence[bytes | memoryview], rows: range, shard_images: int
+    write: Write, name: str, chunks: Sequence[bytes | memoryview], rows: range, shard_images: int
 ) -> ShardEntry:
-    """Write one shard atomically from the encoded images of `rows`, in order."""
+    """Write one shard from the encoded images of `rows`, in order."""
     index = shard_index([len(chunk) for chunk in chunks], shard_images)
-    return write_file(root, name, rows, *chunks, index)
+    return write_file(write, name, rows, *chunks, index)
 
 
-def write_file(root: Path, name: str, rows: range, *parts: bytes | memoryview) -> ShardEntry:
-    """Write one data file atomically and describe it."""
-    write_bytes(root / name, *parts)
+def write_file(write: Write, name: str, rows: range, *parts: bytes | memoryview) -> ShardEntry:
+    """Write one data file and describe it."""
+    write(name, parts)
     checksum = 0
     for part in parts:
         checksum = google_crc32c.extend(checksum, bytes(part))

@@ -15,9 +15,9 @@ from spg_pipe.artefacts.files import write_bytes
 from spg_pipe.artefacts.reading import MOST_BYTES, read_file, reading
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import DamagedError, SpgError
-from spg_pipe.store.begin import begin_anew, begun, declare, refuse_what_is_no_store
+from spg_pipe.store.begin import begin_anew, begin_shared, begun, declare, refuse_what_is_no_store
 from spg_pipe.store.claims import PATIENCE, claim, holding, locked, require_unclaimed
-from spg_pipe.store.files import read_attributes
+from spg_pipe.store.files import StoreFiles, read_attributes
 from spg_pipe.store.finish import change_attributes, clear_parts, complete, sweep
 from spg_pipe.store.format import COMMAND, SHARD_INDEX, StoreSpec, encode_mask
 from spg_pipe.store.parts import (
@@ -32,7 +32,9 @@ from spg_pipe.store.parts import (
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.shards import (
     ShardEntry,
+    Write,
     chunk_file,
+    in_folder,
     parse_entries,
     raw_bytes,
     shard_files,
@@ -56,22 +58,38 @@ tokens."""
 
 def write_whole(root: Path, spec: StoreSpec, shard: int, arrays: Arrays) -> None:
     """Write one shard of all large arrays, then its record, which makes it count as finished."""
+    write_part(root, shard, write_arrays(in_folder(root), spec, shard, arrays))
+
+
+def write_arrays(write: Write, spec: StoreSpec, shard: int, arrays: Arrays) -> ShardPart:
+    """Write one shard of all large arrays; its record is left to the caller."""
     rows, places = spec.shard_rows(shard), spec.shard_images
     files, statistics = [], {}
     for layer in spec.layers:
         tokens, prefix = arrays[f"tokens_{layer}"], arrays[f"prefix_{layer}"]
         chunks = [spec.encode_tokens(raw_bytes(image)) for image in tokens]
         name = chunk_file(f"tokens_{layer}", shard)
-        files.append(write_shard(root, name, chunks, rows, places))
+        files.append(write_shard(write, name, chunks, rows, places))
         # A chunk of prefix tokens is always full: the last one ends with fill values.
         padded = np.full((places, *prefix.shape[1:]), np.nan, spec.dtype)
         padded[: len(rows)] = prefix
         name = chunk_file(f"prefix_{layer}", shard)
-        files.append(write_file(root, name, rows, raw_bytes(padded)))
+        files.append(write_file(write, name, rows, raw_bytes(padded)))
         statistics[layer] = ShardStatistics.of(tokens)
     masks, name = [encode_mask(mask) for mask in arrays["mask"]], chunk_file("mask", shard)
-    files.append(write_shard(root, name, masks, rows, places))
-    write_part(root, shard, part_of(spec, files, statistics, arrays["lost_regions"].tolist()))
+    files.append(write_shard(write, name, masks, rows, places))
+    return part_of(spec, files, statistics, arrays["lost_regions"].tolist())
+
+
+def part_from_files(
+    root: Path, spec: StoreSpec, shard: int, files: Sequence[ShardEntry], lost: Sequence[int]
+) -> ShardPart:
+    """The record of a shard, from its files below `root`, where the arrays are declared."""
+    rows, statistics = spec.shard_rows(shard), {}
+    for layer in spec.layers:
+        array: Any = zarr.open_array(root / f"tokens_{layer}", mode="r")
+        statistics[layer] = ShardStatistics.of(np.asarray(array[rows.start : rows.stop]))
+    return part_of(spec, files, statistics, lost)
 
 
 class StoreWriter:
@@ -200,11 +218,12 @@ class StoreWriter:
         for name in sorted(declared, key=lambda name: name != "zarr.json"):
             write_bytes(self.path / name, declared[name])
         kept, entries = {SHARD_INDEX, *declared}, {entry.name: entry for entry in recorded}
+        size = StoreFiles(self.path).size
         for shard in range(self.spec.shards):
             part = read_part(self.path, self.spec, shard)
             if part is None:
                 part = self._recorded_again(shard, entries)
-            elif not (part.is_intact if self._check else part.has_sizes)(self.path):
+            elif not (part.is_intact(self.path) if self._check else part.has_sizes(size)):
                 continue
             if part is not None:
                 self._done.add(shard)
@@ -219,13 +238,8 @@ class StoreWriter:
         names, rows = shard_files(self.spec, shard), self.spec.shard_rows(shard)
         if not all(name in entries and entry_is_intact(self.path, entries[name]) for name in names):
             return None
-        statistics = {}
-        for layer in self.spec.layers:
-            array: Any = zarr.open_array(self.path / f"tokens_{layer}", mode="r")
-            tokens = np.asarray(array[rows.start : rows.stop])
-            statistics[layer] = ShardStatistics.of(tokens)
         files, lost = [entries[name] for name in names], self._lost_regions(rows)
-        part = part_of(self.spec, files, statistics, lost)
+        part = part_from_files(self.path, self.spec, shard, files, lost)
         write_part(self.path, shard, part)
         return part
 
@@ -267,6 +281,10 @@ class ClaimedShards:
     def __exit__(self, *_error: object) -> None:
         for shard in list(self._locks):
             self._release(shard)
+
+    def begin(self, manifest: Manifest) -> bool:
+        """As `begin_shared`."""
+        return begin_shared(self.path, self.spec, manifest)
 
     def claimed(self, shards: Iterable[int]) -> Iterator[int]:
         """Those of the shards that are to be computed here, each claimed when it is asked for.

@@ -23,6 +23,7 @@ from spg_pipe.pipeline.features import extract, load_backbone
 from spg_pipe.pipeline.normals import say_known
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
+from spg_pipe.recipe.places import Place
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.study.baselines import (
     Values,
@@ -146,7 +147,7 @@ def _few_shot(
         run.console.say(f"{target}: {few_shot.note_of_copies(copies, copies + sum(counts))}")
     known = store.table["path"][few_shot.known_images(images, store)].tolist()
     say_known(run, known, len(store), f" of few-shot methods on {target}")
-    seen, path = few_shot.says(counts), Path(store.path)
+    seen, path = few_shot.says(counts), store.path
     bank = partial(by_bank, run, path, paths)
     yield Entry(few_shot.BANK, seen, None, None, (target,), bank)
     gaussian = partial(by_baseline, choose_device(run.device), mahalanobis, [path, *paths])
@@ -165,7 +166,7 @@ def _normal_images(
     store: FeatureStore,
     normals: int,
     backbone: Callable[[], Backbone],
-) -> tuple[Path, ...]:
+) -> tuple[Place, ...]:
     """Stores of some images of the train split, one for each category."""
     dataset = find_dataset(run.params, f"{target}/train")
     if not dataset.root.is_dir():
@@ -184,7 +185,7 @@ def by_detector(device: str, path: Path, _entry: Entry) -> Judge:
 
 
 def by_baseline(
-    device: str, fit: Callable[..., Values], paths: Sequence[Path], entry: Entry
+    device: str, fit: Callable[..., Values], paths: Sequence[Place], entry: Entry
 ) -> Judge:
     """A baseline that is made from the stores at some paths."""
     stores = [FeatureStore(path) for path in paths]
@@ -202,8 +203,8 @@ def by_baseline(
 
 def by_bank(
     run: RecipeRun,
-    target: Path,
-    normals: Sequence[Path],
+    target: Place,
+    normals: Sequence[Place],
     _entry: Entry,
     *,
     detector: Path | None = None,

@@ -6,7 +6,6 @@ is not made again.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from spg_pipe.artefacts.files import require_writable, write_text
@@ -20,6 +19,7 @@ from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.pipeline.targets import evaluate, read_metrics, score
 from spg_pipe.pipeline.training import train_guides_together
 from spg_pipe.recipe.params import Params
+from spg_pipe.recipe.places import Place
 from spg_pipe.report.tables import LABELS, Table, figure, plain
 from spg_pipe.study.settings import (
     Result,
@@ -78,7 +78,7 @@ def settings_of(run: RecipeRun, *, one_at_a_time: bool = False) -> list[Setting]
 
 def _train(settings: Sequence[Setting], aux: str) -> None:
     """Stores, SAEs and detectors of an auxiliary set; guides of one store share a pass over it."""
-    by_store: dict[Path, list[Setting]] = {}
+    by_store: dict[Place, list[Setting]] = {}
     for setting in settings:
         by_store.setdefault(setting.run.paths.store(aux), []).append(setting)
     for group in by_store.values():

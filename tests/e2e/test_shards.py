@@ -114,3 +114,24 @@ def test_a_cluster_gives_the_bytes_of_one_process(alone, again, monkeypatch):
     assert "leave out --cluster" in one_message(
         spg("score", "--split", "right", "--normals", "right", "--cluster", "local:2", cwd=folder)
     )
+
+
+def test_a_recipe_whose_stores_lie_behind_a_url_gives_the_same_artefacts(alone, again):
+    folder = again("manifests")
+    (folder / "params.yaml").write_text(
+        json.dumps(RECIPE | {"seeds": [1], "stores": "memory://bucket/stores/"})
+    )
+    url = "memory://bucket/stores/left-efficientnet-lite0-64.zarr"
+    assert f"`spg-pipe finish {url}`" in spg("extract", *LEFT, "--shards", "0:1", cwd=folder).stderr
+    refused = one_message(spg("finish", url, cwd=folder))
+    assert f"{url} lacks 1 of its 2 shards: 1:2" in refused
+    for command in ("extract", "train-sae", "train-guides", "score", "evaluate"):
+        must(spg(command, cwd=folder))
+    for kind in ("sae", "detectors", "scores", "metrics"):
+        assert files(folder / "artifacts" / kind) == files(alone / "artifacts" / kind)
+    assert not store(folder).exists()
+    assert f"{url}: 24 files and 72 images are intact" in spg("verify", url, cwd=folder).stderr
+    assert json.loads(must(spg("inspect", url, "--json", cwd=folder)))["images"] == 72
+    must(spg("train-sae", "--aux", "left", "--store", url, cwd=folder))  # the same as without
+    assert len(list((folder / "artifacts/sae").glob("*/*"))) == 1
+    assert "--replace removes folders alone" in one_message(spg("extract", "--replace", cwd=folder))

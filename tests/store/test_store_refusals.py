@@ -19,7 +19,7 @@ from tiny import TinyBackbone, extracted, files, flip, manifest_of, write_folder
 from spg_pipe.backbones.base import LayerTokens
 from spg_pipe.errors import SpgError
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.store.shards import crc32c, raw_bytes, shard_index, write_shard
+from spg_pipe.store.shards import crc32c, in_folder, raw_bytes, shard_index, write_shard
 from spg_pipe.store.verify import require_intact, verify
 
 Copy = Callable[[Path], Path]
@@ -201,7 +201,7 @@ def test_a_hand_written_shard_is_what_zarr_writes(tmp_path, images, shard_images
     theirs = tmp_path / "theirs/c/0/0/0"
     size = theirs.stat().st_size
     chunks = [raw_bytes(image) for image in tokens]
-    write_shard(theirs.parent, theirs.name, chunks, range(images), shard_images)
+    write_shard(in_folder(theirs.parent), theirs.name, chunks, range(images), shard_images)
     assert theirs.stat().st_size == size
     assert np.array_equal(zarr.open_array(tmp_path / "theirs", mode="r")[...], tokens)
 

@@ -1,0 +1,35 @@
+"""Where a store lies: in a folder of this machine, or behind a URL."""
+
+import re
+from pathlib import Path
+
+from spg_pipe.errors import SpgError
+
+Place = Path | str
+"""A folder, or a URL (`s3://bucket/x.zarr`)."""
+
+
+def place_of(text: str) -> Place:
+    """What an option or a recipe names; an `SpgError` for an address that holds a secret."""
+    refuse_secrets(text)
+    text = text.removeprefix("file://")
+    return text.rstrip("/") if "://" in text else Path(text)
+
+
+def from_root(place: Place) -> Place:
+    """The same place for a process in another folder; links are followed."""
+    return place.resolve() if isinstance(place, Path) else place
+
+
+def refuse_secrets(place: str) -> None:
+    """Refuse, with an `SpgError`, an address with a password or a signed query: it would stand in
+    messages, artefacts and the shell's history."""
+    hidden = re.sub(r"(://[^/?#]*):[^/?#]*@", r"\1:…@", place)
+    if "://" in place:
+        hidden = re.sub(r"\?.*", "?…", hidden, flags=re.DOTALL)
+    if hidden != place:
+        raise SpgError(
+            f"{hidden} holds a password or a query. Name the store without, and leave credentials "
+            "to its file system: environment variables such as AWS_ACCESS_KEY_ID, its own files, "
+            "or fsspec's (docs/scale.md, “Remote stores”)."
+        )

@@ -59,7 +59,7 @@ class EvaluateJob:
         return category_judge(scores, store, self.params, self.manifest, self.calibration)
 
 
-def _same_store(place: Path | str, fingerprint: str) -> FeatureStore:
+def _same_store(place: Place, fingerprint: str) -> FeatureStore:
     """The store of the client, which a worker may find to be another."""
     store = FeatureStore(place)
     if store.fingerprint != fingerprint:

@@ -170,9 +170,9 @@ def _record(folder: Path, model: type[AnyRecord], wanted: str) -> AnyRecord | No
 def _curve(
     folder: Path, name: str, digests: Mapping[str, str], what: str = "training artefact"
 ) -> "pd.DataFrame | None":
-    """A CSV file, if it is there; a category or a layer may be called 001 or NA."""
+    """A CSV file, if it is there and has rows; a category or a layer may be called 001 or NA."""
     content = read_beside(folder, name, digests, what, "dvc repro")
-    if content is None:
+    if content is None or not content.strip():  # no rows: no category has a mask
         return None
     kinds = {"category": str, "layer": str}
     with reading(folder / name, what, "dvc repro"):

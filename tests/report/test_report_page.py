@@ -10,6 +10,7 @@ from urllib.parse import urlparse
 import numpy as np
 import pandas as pd
 import pytest
+from layouts import write_mvtec
 from PIL import Image
 
 from report.conftest import SHOWN, TRICKY, built
@@ -19,6 +20,9 @@ from spg_pipe.decision.rules import Published
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError, printable
 from spg_pipe.metrics import seeds_mean
+from spg_pipe.pipeline import features, targets
+from spg_pipe.pipeline.console import Console
+from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.pipeline.targets import read_metrics
 from spg_pipe.report.kinds import image_score_in_words
 from spg_pipe.report.tables import text_table
@@ -140,6 +144,22 @@ def test_of_one_seed_nothing_deviates_and_an_undefined_metric_is_a_dash(world, t
     assert "Image AUROC, Image AP, Image F1-max of only-defects" in page.text
     assert "±" not in page.text
     assert "stability between seeds" not in page.text
+
+
+def test_images_without_a_mask_have_image_metrics_and_no_curves(world, tmp_path):
+    write_mvtec(tmp_path / "photos", ("tile",), good=3, per_defect=2, seed=4)
+    rows = [row.model_dump() for row in world.params.datasets]
+    rows[1] |= {"layout": "folder", "root": tmp_path / "photos" / "tile" / "test"}
+    unmasked = world.copied(tmp_path).changed(datasets=rows, seeds=(111,))
+    shutil.rmtree(unmasked.paths.store("target"))
+    run = RecipeRun(unmasked.params, Console(verbosity=0), device="cpu", workers=1)
+    features.extract(run, unmasked.params.datasets[1])
+    targets.score(run, "target")
+    targets.evaluate(run, "target")
+    page = built(unmasked, tmp_path / "out")
+    assert "Image AUROC" in page.text
+    assert "nan" not in re.findall(r"[a-z]+", page.text.lower())
+    assert not list((tmp_path / "out" / "curves").glob("target*"))
 
 
 def test_the_page_and_the_terminal_show_the_same_cells(world, folder, tmp_path):

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from spg_pipe.errors import SpgError, naming
@@ -109,6 +109,16 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
             _sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def link_below(out: Path, file: str) -> Path | None:
+    """The first link on the way to a file below a folder; None if there is none."""
+    path = out
+    for part in PurePosixPath(file).parts:
+        path /= part
+        if path.is_symlink():
+            return path
+    return None
 
 
 def require_writable(path: Path) -> None:

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from spg_pipe.artefacts.files import link_below
 from spg_pipe.datasets.walk import REPORT
 from spg_pipe.decision.calibration import Limits
 from spg_pipe.errors import SpgError, counted
 from spg_pipe.metrics.operating import above
 from spg_pipe.predict.judge import JudgedImage
 from spg_pipe.predict.result import Failure, Result
-from spg_pipe.predict.run import ResultFolder, link_below, results_of
+from spg_pipe.predict.run import ResultFolder, results_of
 from spg_pipe.predict.shown import Shown, files_of, stem_of
 from spg_pipe.report.direction import facts_of_parts
 from spg_pipe.report.gallery import IMAGES, Gallery, GalleryImage, Threshold, write_gallery

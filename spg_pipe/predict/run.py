@@ -17,6 +17,7 @@ from filelock import FileLock
 
 from spg_pipe.artefacts.files import (
     clear_leftovers,
+    link_below,
     require_writable,
     write_json,
     write_text,
@@ -269,16 +270,6 @@ def _planned(out: Path) -> set[str]:
             with suppress(ValueError):  # cut off by a kill, before anything was drawn
                 files |= set(map(str, json.loads(line)))
     return files
-
-
-def link_below(out: Path, file: str) -> Path | None:
-    """The first link on the way to a file of a result, below its folder; None if there is none."""
-    path = out
-    for part in PurePosixPath(file).parts:
-        path /= part
-        if path.is_symlink():
-            return path
-    return None
 
 
 def write_picture(out: Path, file: str, data: bytes) -> None:

@@ -26,7 +26,7 @@ from spg_pipe.store.format import (
 )
 from spg_pipe.store.parts import PARTS
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.store.shards import ShardEntry, in_folder, save_entries, write_file
+from spg_pipe.store.shards import ShardEntry, in_folder, link_in_the_way, save_entries, write_file
 
 
 def declare(folder: Path, spec: StoreSpec, manifest: Manifest) -> None:
@@ -131,9 +131,11 @@ def other_versions(wanted: Mapping[str, str], here: Mapping[str, str]) -> list[s
 
 
 def refuse_what_is_no_store(path: Path) -> None:
-    """Raise SpgError if something else than a store is in the place."""
+    """Raise SpgError if something else than a store is in the place, or one with links in it."""
     there = read_attributes(path) or {}
     if {"schema", "fingerprint"} <= set(there) or is_damaged_store(path):
+        if links := [p for p in (*path.glob("*"), *path.glob("*/c")) if p.is_symlink()]:
+            raise link_in_the_way(links[0])
         return
     if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
         raise SpgError(

@@ -67,6 +67,8 @@ def require_unclaimed(path: Path) -> None:
     """
     folder, held = _claims(path), []
     for file in folder.glob("*.lock"):
+        if not file.stem.isdecimal():
+            continue  # not of a shard
         lock = FileLock(file)
         try:
             lock.acquire(blocking=False)
@@ -80,7 +82,7 @@ def require_unclaimed(path: Path) -> None:
             f"Other processes are writing shards of {path} ({ranges_of(held)}). Wait for them to "
             "end, or stop them; then give the same command again."
         )
-    if folder.exists():
+    if folder.exists() and not any(folder.iterdir()):
         folder.rmdir()
 
 
@@ -97,4 +99,9 @@ def ranges_of(shards: list[int], most: int = 5) -> str:
 
 
 def _claims(path: Path) -> Path:
-    return path.with_name(f".{path.name}.locks")
+    folder = path.with_name(f".{path.name}.locks")
+    if folder.is_symlink():
+        raise SpgError(
+            f"{folder} is a link to {folder.readlink()}; a folder for locks is expected. Remove it."
+        )
+    return folder

@@ -7,15 +7,16 @@ starts at i·N·D·itemsize.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 import google_crc32c
 import numpy as np
 from pydantic import Field
 
-from spg_pipe.artefacts.files import write_bytes, write_json
+from spg_pipe.artefacts.files import link_below, write_bytes, write_json
 from spg_pipe.artefacts.record import Count, Name, Record, parse_record
+from spg_pipe.errors import SpgError
 from spg_pipe.store.format import COMMAND, SHARD_INDEX, StoreSpec, large_arrays, small_arrays
 
 _EMPTY = np.iinfo(np.uint64).max
@@ -89,8 +90,22 @@ def data_files(spec: StoreSpec) -> Iterator[tuple[str, tuple[int, int]]]:
 
 
 def in_folder(root: Path) -> Write:
-    """Makes files below a folder, atomically and durably."""
-    return lambda name, parts: write_bytes(root / name, *parts)
+    """Makes files below a folder, atomically and durably; an `SpgError` where a link leads out."""
+
+    def write(name: str, parts: Sequence[bytes | memoryview]) -> None:
+        if link := link_below(root, str(PurePosixPath(name).parent)):
+            raise link_in_the_way(link)
+        write_bytes(root / name, *parts)
+
+    return write
+
+
+def link_in_the_way(link: Path) -> SpgError:
+    """The error of a link in a store, through which would be written."""
+    return SpgError(
+        f"{link} is a link to {link.readlink()}: it would be written to. A store that is written "
+        "holds none: remove it, or choose another place."
+    )
 
 
 def write_shard(

@@ -266,3 +266,36 @@ def test_a_claim_is_given_back_by_another_thread(tmp_path):
     first.release()
     claims.require_unclaimed(place)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "inner", ["tokens_1", "tokens_1/c", "tokens_1/c/1", "lost_regions", "parts"]
+)
+def test_nothing_is_written_through_a_link_in_an_unfinished_store(tiny_manifest, tmp_path, inner):
+    place, outside = tmp_path / "a.zarr", tmp_path / "outside"
+    shards(tiny_manifest, place, 0, 1)
+    outside.mkdir()
+    if (place / inner).exists():
+        shutil.move(place / inner, outside / "moved")
+    (place / inner).parent.mkdir(parents=True, exist_ok=True)
+    (place / inner).symlink_to(outside / "moved" if any(outside.iterdir()) else outside)
+    before = files(outside)
+    for work in (lambda: shards(tiny_manifest, place, 1, 3), lambda: finish_store(place)):
+        with pytest.raises(SpgError, match=r"is a link to .*remove it|lacks 2 of its 3 shards"):
+            work()
+    assert files(outside) == before
+
+
+def test_locks_of_others_stay_and_a_link_to_a_folder_of_them_is_refused(tiny_manifest, tmp_path):
+    place, locks, outside = tmp_path / "a.zarr", tmp_path / ".a.zarr.locks", tmp_path / "outside"
+    shards(tiny_manifest, place, 0, 3)
+    locks.mkdir(exist_ok=True)
+    (locks / "mine.lock").touch()
+    finish_store(place)
+    assert (locks / "mine.lock").exists()
+    shutil.move(locks, outside)
+    (outside / "7.lock").touch()
+    locks.symlink_to(outside)
+    with pytest.raises(SpgError, match="is a link to"):
+        finish_store(place)
+    assert (outside / "7.lock").exists()

@@ -60,15 +60,17 @@ def require_faithful(tags: Tags) -> None:
 def packed_values(file: bytes, tags: Tags) -> np.ndarray:
     """One channel of 9 to 16 bits, uncompressed, in strips: (H, W) uint16, not yet turned.
 
-    `UndecodedError` for any other TIFF, ValueError for one that is cut off.
+    `UndecodedError` for any other TIFF, ValueError for one that is cut off or has no pixels.
     """
     bits, width, height = (number(tags.get(tag)) for tag in (BITS, WIDTH, LENGTH))
     samples, packing = (number(tags.get(tag, 1)) for tag in (SAMPLES, COMPRESSION))
-    if not (8 < bits <= 16 and width and height and samples == packing == 1 and OFFSETS in tags):
+    if not (8 < bits <= 16 and samples == packing == 1 and OFFSETS in tags):
         raise UndecodedError(
             f"a TIFF with {bits} bits a sample, {samples} samples a pixel and compression "
             f"{packing}, which is not decoded"
         )
+    if min(width, height) < 1:
+        raise ValueError(f"a TIFF of {width}×{height} pixels")
     stride, data = -(-width * bits // 8), bytearray()
     for start, length in zip(tags[OFFSETS], tags.get(COUNTS, (len(file),)), strict=False):
         if len(data) < stride * height:

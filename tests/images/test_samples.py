@@ -2,6 +2,7 @@
 
 import io
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError
 from spg_pipe.images.decoding import UnusableFileError
 from spg_pipe.images.notes import look_at, peak_of
-from spg_pipe.images.reading import read_image, read_mask
+from spg_pipe.images.reading import read_header, read_image, read_mask
 from spg_pipe.images.samples import tone_curve, white_of
 
 RAMP = np.linspace(0, 1, 35).reshape(5, 7)
@@ -136,6 +137,17 @@ def test_samples_that_are_not_decoded_are_refused_with_the_way_out(tmp_path, con
     message = rf"odd\.tif cannot be read \(a TIFF with {reason}.*`magick in\.tif out"
     with pytest.raises(UnusableFileError, match=message):
         read_image(path, exif=False)
+
+
+@pytest.mark.parametrize("side", [256, 257])
+def test_a_picture_of_negative_size_is_refused(tmp_path, side):
+    """Found by guided fuzzing."""
+    content = bytearray(tiff(packed(of(4095), 12), SHAPE, bits=12))
+    entry = content.index(struct.pack("<HHI", side, 4, 1))
+    content[entry : entry + 12] = struct.pack("<HHIi", side, 9, 1, -128)
+    (tmp_path / "odd.tif").write_bytes(content)
+    with pytest.raises(UnusableFileError, match=r"odd\.tif cannot be read \(a TIFF of .*-128"):
+        read_header(tmp_path / "odd.tif", "image", exif=False)
 
 
 @pytest.mark.parametrize(

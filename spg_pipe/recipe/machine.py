@@ -48,9 +48,10 @@ def local_workers(cluster: str | None) -> int | None:
         return None
     if kind == "local" and not colon:
         return cpu_workers(None)
-    if kind == "local" and re.fullmatch("[1-9][0-9]{0,2}|1000", number):
+    most = max(8, 4 * cpu_workers(None))  # each holds a backbone or a detector
+    if kind == "local" and re.fullmatch("[1-9][0-9]{0,3}", number) and int(number) <= most:
         return int(number)
     raise UsageError(
-        f"--cluster {cluster!r}: expected local, local:N (1 to 1000), or an address as "
-        "`dask scheduler` prints it, tcp://host:8786."
+        f"--cluster {cluster!r}: expected local, local:N (1 to {most} on this machine), "
+        "or an address as `dask scheduler` prints it, tcp://host:8786."
     )

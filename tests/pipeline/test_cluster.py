@@ -191,7 +191,7 @@ def test_a_scheduler_that_is_killed_is_one_message(tmp_path, monkeypatch, capfd)
     assert capfd.readouterr().err == ""
 
 
-WRONG = ["local:0", "local:", "local:x", "local:²", "local:1001", "", "there", "tcp://there:x"]
+WRONG = ["local:0", "local:", "local:x", "local:²", "local:1000", "", "there", "tcp://there:x"]
 
 
 @pytest.mark.parametrize("name", [*WRONG, "ucx://there:1", "http://there:1"])

@@ -139,7 +139,7 @@ def test_splits_are_those_that_files_and_folders_name(tmp_path):
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (("images", 0, "file_name"), "../x.png", r"images\.0\.file_name: .*outside the dataset"),
+        (("images", 0, "file_name"), "../x.png", r"images\.0\.file_name: .*outside the folder"),
         (("images", 0, "file_name"), "9.png", r"1 image that all\.json names not found .*: 9\.png"),
         (("images", 0, "width"), 10**9, r"images\.0\.width: Input should be less"),
         (("images", 1, "height"), 6, r"is 7×5 pixels, but its mask .*all\.json#2 is 7×6"),

@@ -40,7 +40,7 @@ from spg_pipe.study.runner import Job, run_jobs
 def work(path):
     with fresh_folder(path) as folder:
         (folder / "half").write_text("x")
-        print("begun", flush=True)
+        os.write(1, b"begun\\n")  # two processes: in one write
         time.sleep(100)
 
 if __name__ == "__main__":

@@ -136,14 +136,12 @@ def _stop(pools: Sequence[ProcessPoolExecutor], processes: Iterable[BaseProcess]
     """End jobs in the middle: each removes what is half-written; one that goes on is killed."""
     for process in processes:
         process.terminate()
-    for pool in pools:
-        pool.shutdown(wait=False)
     end = time.monotonic() + _SECONDS_TO_TIDY
     for process in processes:
         process.join(max(0, end - time.monotonic()))
         process.kill()
     for pool in pools:
-        pool.shutdown()
+        pool.shutdown()  # waits for the pool's thread, whose end Python's own exit would meet
 
 
 def _context() -> BaseContext:

@@ -56,12 +56,7 @@ class Evaluation:
         The last is for `dvc metrics show`, which would show texts as metrics: numbers alone, below
         the names of both protocols.
         """
-        written = [path.with_suffix(".csv"), path.parent / "means" / path.name]
-        write_text(written[0], csv_text(flat_rows(self.table)))
         context = self.table.context
-        defined = {k: v for k, v in self.table.mean.metrics.items() if math.isfinite(v)}
-        protocols = f"method {context.method_protocol}, metrics {context.protocol}"
-        write_json(written[1], {protocols: defined})
         # A file may travel without the table beside it, so each names what it was made under.
         named = {
             "protocol": context.protocol,
@@ -69,19 +64,32 @@ class Evaluation:
             "method": context.method,
             "supervision": context.supervision,
         }
-        files = {kind: _points(_mean_curve(self.curves, kind)) for kind in ("roc", "pr", "pro")}
-        files["categories"] = [
+        points = {kind: _points(_mean_curve(self.curves, kind)) for kind in ("roc", "pr", "pro")}
+        points["categories"] = [
             {"category": category, "curve": kind} | point
             for category, curves in self.curves.items()
             for kind, curve in curves.items()
             for point in _points(curve)
         ]
-        for name, points in files.items():
+        texts = {path.with_suffix(".csv"): csv_text(flat_rows(self.table))}
+        for name, rows in points.items():
             file = path.parent / "curves" / f"{path.stem}-{name}.csv"
-            write_text(file, csv_text([point | named for point in points]))
-            written.append(file)
-        digests = file_digests(path.parent, *(str(f.relative_to(path.parent)) for f in written))
-        write_record(path, MetricsRecord.of(self.table, self.provenance, digests))
+            texts[file] = csv_text([row | named for row in rows])
+        defined = {k: v for k, v in self.table.mean.metrics.items() if math.isfinite(v)}
+        protocols = f"method {context.method_protocol}, metrics {context.protocol}"
+        means = path.parent / "means" / path.name
+        path.unlink(missing_ok=True)  # no record, no metrics: none of other tables is beside these
+        try:
+            for file, text in texts.items():
+                write_text(file, text)
+            write_json(means, {protocols: defined})
+            names = [file.relative_to(path.parent).as_posix() for file in (*texts, means)]
+            digests = file_digests(path.parent, *names)
+            write_record(path, MetricsRecord.of(self.table, self.provenance, digests))
+        except BaseException:
+            for file in (*texts, means):
+                file.unlink(missing_ok=True)
+            raise
 
 
 def evaluate_scores(

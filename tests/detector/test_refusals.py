@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -15,11 +16,13 @@ from tiny import additive_plan, extracted, plan_of
 
 from spg_pipe.artefacts.digests import load_tensors, save_tensors
 from spg_pipe.artefacts.files import fingerprint
+from spg_pipe.detector import evaluate
 from spg_pipe.detector.make import make_detector
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.record import DetectorRecord
 from spg_pipe.detector.scores import score_store
 from spg_pipe.errors import DamagedError, SpgError
+from spg_pipe.recipe.params import MetricParams
 from spg_pipe.sae.run import SaeRecord, SaeRun
 from spg_pipe.store.shards import crc32c
 from spg_pipe.store.tokens import Checksums
@@ -222,3 +225,20 @@ def test_finite_values_up_to_the_bound_load_and_the_first_beyond_does_not(tmp_pa
     sha256 = save_tensors(path, {"a": torch.tensor([0.0, 1.1e9])})
     with pytest.raises(DamagedError, match=r"the tensor a has values from 0 to 1\.1e"):
         load_tensors(path, sha256, "thing", "make")
+
+
+@pytest.mark.parametrize("last", ["write_json", "write_record"])
+def test_metrics_on_a_disk_that_fills_up_leave_no_file_and_no_older_one(
+    tiny_detector, tiny_store, tmp_path, monkeypatch, last
+):
+    scores = score_store(tiny_detector, tiny_store, tmp_path / "scores")
+    evaluation = evaluate.evaluate_scores(scores, tiny_store, MetricParams())
+    evaluation.save(tmp_path / "metrics" / "run.json")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(evaluate, last, full)
+    with pytest.raises(OSError, match="No space"):
+        evaluation.save(tmp_path / "metrics" / "run.json")
+    assert [path for path in (tmp_path / "metrics").rglob("*") if path.is_file()] == []

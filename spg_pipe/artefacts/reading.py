@@ -4,6 +4,7 @@ A failure that passes (no permission, no file handles, a disk's error) is told f
 alone is mended by making the artefact again.
 """
 
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,7 +76,8 @@ def passes(error: Exception) -> bool:
 
 def unreadable(path: Path | str, error: Exception, to: str = "read", advice: str = "") -> SpgError:
     """The error of what may be well but cannot be `read`, or `written`, at present."""
-    cause = in_words(error)
+    # Before it is cut: a long address would leave no room for the status.
+    cause = shown(re.sub(r"https?://\S+", "…", str(error)).strip() or type(error).__name__)
     if isinstance(error, MemoryError):
         cause += f". {LESS_MEMORY}"
     if type(error).__module__ == "builtins" and isinstance(error, OSError) and error.errno:
@@ -85,10 +87,10 @@ def unreadable(path: Path | str, error: Exception, to: str = "read", advice: str
 
 def damaged(path: Path | str, what: str, fault: str, command: str) -> DamagedError:
     """The error of an artefact's file that is there but is not what was written."""
-    return DamagedError(
-        f"{path} is not a whole {what}: {fault}. Copy it again, or run `{command}` again with the "
-        "same options."
-    )
+    again = f"run `{command}` again with the same options"
+    if "://" in str(path):  # where nothing is replaced
+        again = "remove the store with the tool of its file system and make it anew"
+    return DamagedError(f"{path} is not a whole {what}: {fault}. Copy it again, or {again}.")
 
 
 def in_words(error: Exception) -> str:

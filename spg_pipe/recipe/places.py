@@ -25,6 +25,7 @@ def refuse_secrets(place: str) -> None:
     """Refuse, with an `SpgError`, an address with a password or a signed query: it would stand in
     messages, artefacts and the shell's history."""
     hidden = re.sub(r"(://[^/?#]*):[^/?#]*@", r"\1:…@", place)
+    hidden = re.sub(r"^(https?://)[^/?#]*@", r"\1…@", hidden)  # a token may be the name
     if "://" in place:
         hidden = re.sub(r"\?.*", "?…", hidden, flags=re.DOTALL)
     if hidden != place:

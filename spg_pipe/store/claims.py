@@ -22,6 +22,8 @@ def locked(path: Path, patience: float = 0.0) -> FileLock:
     The empty file stays: removing a locked file would let two processes lock two files of the same
     name. Raises SpgError if another process holds it.
     """
+    if not path.name:
+        raise SpgError(f"{path} is no place for a store. Name a folder of its own.")
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:

@@ -14,7 +14,8 @@ import pytest
 from bucket import KEY, URL, Bucket, serving
 from tiny import TinyBackbone, extracted, files, manifest_of
 
-from spg_pipe.errors import SpgError
+from spg_pipe.artefacts.reading import unreadable
+from spg_pipe.errors import DamagedError, SpgError
 from spg_pipe.store.elsewhere import ShardsElsewhere
 from spg_pipe.store.extract import Extraction, SharedExtract
 from spg_pipe.store.files import StoreFiles
@@ -202,6 +203,7 @@ def test_a_server_that_would_overwrite_is_refused(bucket, tiny_manifest):
         ("AWS_ENDPOINT_URL", "http://127.0.0.1:9", URL, NEXT),
         ("AWS_REGION", "r", "s3://none/a.zarr", "no such bucket or folder. Make it with"),
         ("AWS_REGION", "r", "s3://key:geheim@bucket/a.zarr", "holds a password or a query"),
+        ("AWS_REGION", "r", "https://geheim@host/a.zarr", "holds a password or a query"),
     ],
 )
 def test_what_hinders_is_one_message_without_a_secret(
@@ -213,6 +215,20 @@ def test_what_hinders_is_one_message_without_a_secret(
     assert "geheim" not in str(error.value)
     assert len(str(error.value).splitlines()) == 1
     assert bucket.objects == {}
+
+
+def test_a_long_address_leaves_room_for_the_cause():
+    error = OSError(f"Generic error: PUT http://host/{'x' * 300} in 3 ms - status 403 Forbidden")
+    assert "403 Forbidden" in str(unreadable("s3://bucket/a.zarr", error))
+
+
+def test_a_damaged_store_is_not_to_be_replaced_where_nothing_is(bucket, tiny_manifest):
+    extracted(tiny_manifest, URL)
+    name = next(name for name in bucket.objects if name.endswith("tokens_1/c/0/0/0"))
+    bucket.objects[name] = bytes(len(bucket.objects[name]))
+    with pytest.raises(DamagedError, match=r"remove the store with the tool of its") as error:
+        FeatureStore(URL).tokens("1", np.arange(6))
+    assert "--replace" not in str(error.value)
 
 
 def test_no_secret_is_in_what_is_written(bucket, tiny_manifest):

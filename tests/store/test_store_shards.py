@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,13 @@ def test_missing_shards_are_named_with_the_command(tiny_manifest, tmp_path):
 def test_shards_that_are_none_are_refused_before_anything_is_begun(tiny_manifest, tmp_path, bounds):
     with pytest.raises(SpgError, match=r"has 3 shards \(6 images each\).*0 ≤ A < B ≤ 3"):
         shards(tiny_manifest, tmp_path / "a.zarr", *bounds)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["", "/"])
+def test_a_folder_that_is_no_place_of_its_own_is_refused(tiny_manifest, tmp_path, place):
+    with chdir(tmp_path), pytest.raises(SpgError, match="is no place for a store"):
+        shards(tiny_manifest, Path(place), 0, 1)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -4,7 +4,8 @@
     python -m benchmarks.remote [--images 192] [--rounds 3] [--folder DIR]
 
 Speed: tokens in order, and an epoch of shuffled batches, beside a plain client (http.client, signed
-requests, whole files over 4 connections or ranges over 8) and beside the local store, each opened
+requests: whole files over 4 connections, ranges over 8 in order, or image by image in random
+order over 8) and beside the local store, each opened
 before the clock starts; all in turn in one run. The best of the rounds, because machines are
 shared: megabytes a second by wall time, and this process's CPU seconds.
 Faults: the server is killed (-9) while tokens are read and started again on the same files; a
@@ -35,6 +36,7 @@ from benchmarks.score_evaluate import DIM, GRID, LAYER, write_store
 from benchmarks.timing import machine
 from spg_pipe.errors import SpgError
 from spg_pipe.store.cache import VARIABLE
+from spg_pipe.store.files import StoreFiles
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource
 from spg_pipe.store.stream import token_batches
@@ -133,8 +135,11 @@ def shuffled(store: FeatureStore) -> None:
         pass
 
 
-def plain_client(urls: list[tuple[str, int]], connections: int, size: int) -> None:
-    """The same bytes by signed requests of so many bytes, into memory that is there."""
+def plain_client(
+    urls: list[tuple[str, int]], connections: int, size: int, *, shuffle: bool = False
+) -> None:
+    """The same bytes by signed requests of so many bytes, in order or in random order, into memory
+    that is there."""
 
     def get(job: tuple[str, int, int]) -> None:
         url, first, last = job
@@ -155,6 +160,8 @@ def plain_client(urls: list[tuple[str, int]], connections: int, size: int) -> No
         for url, length in urls
         for first in range(0, length, size)
     ]
+    if shuffle:
+        jobs = [jobs[i] for i in np.random.default_rng(1).permutation(len(jobs))]
     with ThreadPoolExecutor(connections) as pool:
         list(pool.map(get, jobs))
 
@@ -179,6 +186,10 @@ def measure(local: Path, folder: Path, rounds: int) -> dict[str, float]:
     contenders: dict[str, Contender] = {
         "plain client, whole files": (lambda: urls, lambda urls: plain_client(urls, 4, 2**40)),
         "plain client, ranges": (lambda: urls, lambda urls: plain_client(urls, 8, RANGE)),
+        "plain client, random images": (
+            lambda: urls,
+            lambda urls: plain_client(urls, 8, store.spec.image_bytes(LAYER), shuffle=True),
+        ),
         "in order, cold": (lambda: opened(URL), in_order),
         "in order, cold, zarr-python": (lambda: opened(URL, plain=True), in_order),
         "in order, warm cache": (lambda: cached(URL), in_order),
@@ -205,7 +216,8 @@ def measure(local: Path, folder: Path, rounds: int) -> dict[str, float]:
         print(f"  {name:30} {rate[name]:7.0f} {cpu_of[name]:7.2f}")
     best = max(value for name, value in rate.items() if name.startswith("plain client"))
     least = min(value for name, value in cpu_of.items() if name.startswith("plain client"))
-    ratios = {}
+    random_images = rate["plain client, random images"]
+    ratios = {"shuffled, cold / plain, random images": rate["shuffled, cold"] / random_images}
     for what in KINDS:
         ratios[f"{what}, cold / plain client"] = rate[f"{what}, cold"] / best
         ratios[f"{what}, cold / plain client, CPU"] = least / cpu_of[f"{what}, cold"]
@@ -239,6 +251,12 @@ def kill_the_server(server: Server, local: Path) -> str:
         except SpgError as error:
             said = str(error)
     server.start()
+    for _ in range(60):
+        try:
+            StoreFiles(URL).read("zarr.json")
+            break
+        except SpgError:  # it lists the bucket before it can send what is in it
+            time.sleep(0.5)
     require_equal(local, URL)
     return said
 

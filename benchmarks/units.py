@@ -2,13 +2,16 @@
 
     python -m benchmarks.units [--units 40000] [--seconds 600]
 
-The window is the one of `--cluster`. Private memory of each process is looked at every 500
+The window is the one of `--cluster`. Dask keeps logs of the last thousand events and the names of
+the last 100,000 keys. Here the logs are kept short and the names are full from the start, so that
+what remains is what grows without an end. Private memory of each process is looked at every 500
 units; the slope of the second half says what a unit leaves behind, and what 1.6 million would (as
 many as 10⁸ images have shards). The last line is one JSON object: bytes a unit, of each process.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,12 +22,19 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from dask.utils import key_split
+from distributed import default_client
 
 from benchmarks.timing import machine
 from spg_pipe.pipeline.cluster import opened
 
 EVERY = 500
 SHARDS = 1_600_000
+SHORT_LOGS = {
+    "DASK_DISTRIBUTED__ADMIN__LOW_LEVEL_LOG_LENGTH": "10",
+    "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__LOG_LENGTH": "10",
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,15 @@ def processes(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     worker = ["dask_worker", "--nthreads", "2", "--no-nanny", "--no-dashboard"]
     for name, *options in (scheduler, worker):
         command = [*dask[:2], f"{dask[2]}.{name}", *options, "--scheduler-file", str(file)]
-        yield subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL)
+        yield subprocess.Popen(
+            command, cwd=folder, env=os.environ | SHORT_LOGS, stderr=subprocess.DEVNULL
+        )
+
+
+def fill_names() -> None:
+    """Fill Dask's cache of names, as 100,000 units of an earlier run would."""
+    for number in range(100_000):
+        key_split(f"spg-pipe-{0:032x}-{number}")
 
 
 def address(file: Path) -> str:
@@ -82,6 +100,11 @@ def main() -> None:
             watched["client"] = psutil.Process()
             seen: dict[str, list[int]] = {name: [] for name in watched}
             with opened(where) as workers, workers.serving(Nothing()) as compute:
+                client = default_client()
+                client.wait_for_workers(1)
+                fill_names()
+                client.run(fill_names)
+                client.run_on_scheduler(fill_names)
                 end, done = time.monotonic() + options.seconds, 0
                 for done, _ in enumerate(compute(range(options.units)), start=1):
                     if done % EVERY == 0:

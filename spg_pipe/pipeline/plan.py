@@ -9,9 +9,9 @@ from spg_pipe.metrics.protocols import SORT_PIXELS
 from spg_pipe.recipe.params import SaeParams
 from spg_pipe.report.direction import MOST
 from spg_pipe.sae.train import steps_of
+from spg_pipe.store.cache import REQUEST_BYTES
 from spg_pipe.store.extract import SHARD_IMAGES
 from spg_pipe.store.format import LayerShape
-from spg_pipe.store.tokens import PIECE_BYTES
 
 STAGES = ("extract", "train-sae", "train-guides", "score", "evaluate", "report")
 _LISTED = 1000
@@ -166,7 +166,7 @@ def _requests(setting: Setting, images: int) -> dict[str, int]:
     def one_pass(batch: int) -> int:
         """All tokens in the store's order, so many images at a time, and the prefix tokens."""
         return sum(
-            math.ceil(images / batch) * math.ceil(batch * setting.image_bytes(x) / PIECE_BYTES)
+            math.ceil(images / batch) * math.ceil(batch * setting.image_bytes(x) / REQUEST_BYTES)
             + shards
             for x in layers
         )

@@ -24,14 +24,15 @@ from spg_pipe.store.shards import ShardEntry, crc32c
 VARIABLE = "SPG_PIPE_CACHE"
 """The environment variable that asks for a cache: `200GB:/fast/disk/spg`."""
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_PIECE_BYTES = 4 * 1024**2
+REQUEST_BYTES = 8 * 1024**2
+"""Largest request to a store elsewhere: with half of it a server's work per request shows."""
 _LOCKS = 64
 """Files that may be loaded at the same time: a lock each would leave as many empty files."""
 
 _FINGERPRINT = "[0-9a-f]" * 64
 """Of a store, as a pattern: the folder may hold what is none of the cache's."""
 
-Fetch = Callable[[ShardEntry, int, int], bytes]
+Fetch = Callable[[ShardEntry, int, int], memoryview]
 """A file's bytes from one position to another, from the store itself."""
 
 
@@ -164,13 +165,13 @@ class CachedFiles:
 
     def _fill(self, entry: ShardEntry, descriptor: int) -> None:
         def load(start: int) -> None:
-            piece = memoryview(self._fetch(entry, start, min(start + _PIECE_BYTES, entry.bytes)))
+            piece = self._fetch(entry, start, min(start + REQUEST_BYTES, entry.bytes))
             while piece:
                 written = os.pwrite(descriptor, piece, start)
                 piece, start = piece[written:], start + written
 
         with ThreadPoolExecutor(self._threads, "spg-load") as pool:
-            list(pool.map(load, range(0, entry.bytes, _PIECE_BYTES)))
+            list(pool.map(load, range(0, entry.bytes, REQUEST_BYTES)))
 
     def _make_room(self, needed: int) -> None:
         """Remove what was used longest ago, until so many bytes more fit in."""
@@ -207,6 +208,6 @@ def _whole(path: Path, size: int) -> int | None:
 def _checksum(descriptor: int, size: int) -> int:
     """crc32c of a file's bytes."""
     checksum = 0
-    for start in range(0, size, _PIECE_BYTES):
-        checksum = google_crc32c.extend(checksum, os.pread(descriptor, _PIECE_BYTES, start))
+    for start in range(0, size, REQUEST_BYTES):
+        checksum = google_crc32c.extend(checksum, os.pread(descriptor, REQUEST_BYTES, start))
     return int(checksum)

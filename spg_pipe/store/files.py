@@ -48,11 +48,11 @@ class _Objects:
     def __reduce__(self) -> tuple[Any, ...]:
         return _Objects, (self._place,)  # credentials are of each machine's environment
 
-    def cat_file(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
-        """All bytes of an object, or a part."""
+    def cat_file(self, name: str, start: int | None = None, end: int | None = None) -> Any:
+        """All bytes of an object, or a part: a buffer, whose copy would take as long again."""
         if start is None:
-            return bytes(self.store.get(name).bytes())
-        return bytes(self.store.get_range(name, start=start, end=end))
+            return self.store.get(name).bytes()
+        return self.store.get_range(name, start=start, end=end)
 
     def info(self, name: str) -> dict[str, object]:
         """Its size."""
@@ -159,7 +159,7 @@ class StoreFiles:
             for start in range(0, len(there), _LISTED):
                 self._fs.rm([f"{self._root}/{name}" for name in there[start : start + _LISTED]])
 
-    def part(self, entry: ShardEntry, start: int, end: int) -> bytes:
+    def part(self, entry: ShardEntry, start: int, end: int) -> memoryview:
         """A data file's bytes from one position to another.
 
         Raises DamagedError where the file is missing or cut off, SpgError as all methods.
@@ -168,7 +168,7 @@ class StoreFiles:
         try:
             with self._access(entry.name):
                 name = f"{self._root}/{entry.name}"
-                content = bytes(self._fs.cat_file(name, start=start, end=end))
+                content = memoryview(self._fs.cat_file(name, start=start, end=end))
         except FileNotFoundError as error:
             raise damaged(place, "store", "the file is missing", COMMAND) from error
         _require_length(place, len(content), end - start, entry.bytes)

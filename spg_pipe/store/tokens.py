@@ -13,6 +13,7 @@ import numpy as np
 
 from spg_pipe.artefacts.reading import damaged, reading, unreadable
 from spg_pipe.errors import DamagedError, SpgError
+from spg_pipe.store.cache import REQUEST_BYTES
 from spg_pipe.store.files import StoreFiles, read_attributes
 from spg_pipe.store.format import COMMAND, REMAKE, StoreSpec
 from spg_pipe.store.shards import ShardEntry, chunk_file, crc32c
@@ -20,7 +21,7 @@ from spg_pipe.store.shards import ShardEntry, chunk_file, crc32c
 READ_THREADS = 4
 """Reads under way at once: enough for a disk's queue, harmless where the page cache answers."""
 PIECE_BYTES = 4 * 1024**2
-"""Largest read or request; all together smaller, they are not worth threads of their own."""
+"""Largest read; all together smaller, they are not worth threads of their own."""
 
 
 class Unchanged:
@@ -140,7 +141,7 @@ class RawTokens(TokenArray):
     Python, and threads read at the same time.
     """
 
-    _threads, _alone_bytes = READ_THREADS, PIECE_BYTES
+    _threads, _piece_bytes, _alone_bytes = READ_THREADS, PIECE_BYTES, PIECE_BYTES
 
     def __init__(self, root: Path, spec: StoreSpec, layer: str, checksums: Checksums) -> None:
         super().__init__(spec, layer, checksums)
@@ -170,7 +171,7 @@ class RawTokens(TokenArray):
 
     def _pieces(self, images: np.ndarray, *, packed: bool) -> list[tuple[int, int, int, int]]:
         """(shard, place in it, first row of `out`, images): neighbours become one read."""
-        limit = max(1, PIECE_BYTES // self._image_bytes) if packed else 1
+        limit = max(1, self._piece_bytes // self._image_bytes) if packed else 1
         pieces: list[tuple[int, int, int, int]] = []
         for row, image in enumerate(images.tolist()):
             shard, place = divmod(image, self._shard_images)
@@ -238,6 +239,7 @@ class RemoteTokens(RawTokens):
     cache where there is one.
     """
 
+    _piece_bytes = REQUEST_BYTES
     _alone_bytes = 0  # a request takes its time, however few bytes it asks for
 
     def __init__(

@@ -188,11 +188,11 @@ assert cached.read(entry, 0, size) == content
 
 
 def test_processes_share_what_one_of_them_loads(tmp_path):
-    (tmp_path / "content").write_bytes(os.urandom(9 * 2**20))
+    (tmp_path / "content").write_bytes(os.urandom(17 * 2**20))
     together = [subprocess.Popen([sys.executable, "-c", SHARER, str(tmp_path)]) for _ in range(3)]
     assert [process.wait(100) for process in together] == [0, 0, 0]
     starts = (tmp_path / "asked").read_text().split()
-    assert sorted(map(int, starts)) == [0, 4 * 2**20, 8 * 2**20]
+    assert sorted(map(int, starts)) == [0, 8 * 2**20, 16 * 2**20]
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def main() -> None:
             )
             watched["client"] = psutil.Process()
             seen: dict[str, list[int]] = {name: [] for name in watched}
-            with opened(where) as workers, workers.serving(Nothing()) as compute:
+            with opened(where, print) as workers, workers.serving(Nothing()) as compute:
                 client = default_client()
                 client.wait_for_workers(1)
                 fill_names()

@@ -1,6 +1,7 @@
 """Units of work on the workers of a Dask cluster: a bounded window of them at a time, and again
 where a worker died. The only module that imports `distributed`."""
 
+import asyncio
 import logging
 import math
 import tempfile
@@ -19,7 +20,7 @@ from uuid import uuid4
 import dask
 import torch
 from distributed import Client, Future, LocalCluster, WorkerPlugin, get_worker, wait
-from distributed.comm import CommClosedError
+from distributed.comm import CommClosedError, connect
 from distributed.core import Status
 from distributed.scheduler import KilledWorker
 from distributed.security import Security
@@ -34,6 +35,7 @@ U = TypeVar("U")
 R_co = TypeVar("R_co", covariant=True)
 U_contra = TypeVar("U_contra", contravariant=True)
 R = TypeVar("R")
+Say = Callable[[str], None]
 
 _AHEAD = 2
 """Units a thread of the cluster that are submitted at once: one that runs and one that waits."""
@@ -43,6 +45,8 @@ _SECONDS_A_LOOK = 5
 """After which the workers are counted again."""
 _SECONDS = 300
 """Until a cluster without workers is given up: a busy machine takes a minute to start one."""
+_SECONDS_TO_SAY = 10
+"""After which it is said that no worker is there."""
 _SECONDS_TO_CONNECT = 30
 
 
@@ -103,8 +107,8 @@ def _unit(name: str, unit: object) -> object:
 class Workers:
     """The workers of a cluster."""
 
-    def __init__(self, client: Client, where: str, revive: Callable[[], None]) -> None:
-        self._client, self._where, self._revive = client, where, revive
+    def __init__(self, client: Client, where: str, say: Say, revive: Callable[[], None]) -> None:
+        self._client, self._where, self._say, self._revive = client, where, say, revive
         self._threads, self._counted, self._submitted = 0, -math.inf, count()
 
     @contextmanager
@@ -177,15 +181,18 @@ class Workers:
 
     def _ended(self, running: Mapping[Future, object]) -> list[Future]:
         """The futures that are done, at least one."""
-        seen = time.monotonic()
+        seen, said = time.monotonic(), False
         while True:
             try:
                 wait(list(running), timeout=_SECONDS_A_LOOK, return_when="FIRST_COMPLETED")
             except TimeoutError:
                 if self._room():
-                    seen = time.monotonic()
+                    seen, said = time.monotonic(), False
                 elif time.monotonic() - seen > _SECONDS:
                     raise self._lost() from None
+                elif time.monotonic() - seen > _SECONDS_TO_SAY and not said:
+                    self._say(f"{self._where}: no worker yet; up to {_SECONDS} s for one to come.")
+                    said = True
                 continue
             return [future for future in running if future.done()]
 
@@ -207,14 +214,14 @@ class Workers:
 
 
 @contextmanager
-def opened(cluster: str) -> Iterator[Workers]:
+def opened(cluster: str, say: Say) -> Iterator[Workers]:
     """The workers of `local[:N]`, which are started and end here, or of a scheduler's address.
 
-    An `SpgError` if there is no such cluster.
+    `say` is told when none is there. An `SpgError` if there is no such cluster.
     """
     if (number := local_workers(cluster)) is None:
         with _connected(cluster, cluster) as client:
-            yield Workers(client, cluster, lambda: None)
+            yield Workers(client, cluster, say, lambda: None)
         return
     # The workers' number of threads is the client's, as `_Opened.unit` sets it.
     settings: dict[str, object] = {
@@ -235,7 +242,7 @@ def opened(cluster: str) -> Iterator[Workers]:
         ) as started,
         _connected(started, counted(number, "local worker")) as client,
     ):
-        yield Workers(client, cluster, partial(_revive, started, number))
+        yield Workers(client, cluster, say, partial(_revive, started, number))
 
 
 def _revive(cluster: LocalCluster, number: int) -> None:
@@ -259,6 +266,16 @@ def _quiet(*loggers: str) -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
+async def _require_scheduler(address: str) -> None:
+    """OSError where none answers: a client waits without an end for another program's answer."""
+    arguments = Security().get_connection_args("client")
+    connecting = connect(address, timeout=_SECONDS_TO_CONNECT, **arguments)
+    try:
+        (await asyncio.wait_for(connecting, _SECONDS_TO_CONNECT)).abort()
+    except TimeoutError as error:
+        raise OSError(f"nothing came in {_SECONDS_TO_CONNECT} s") from error
+
+
 @contextmanager
 def _connected(address: object, where: str) -> Iterator[Client]:
     if where.startswith("tls") and not Security().get_connection_args("client")["ssl_context"]:
@@ -268,6 +285,8 @@ def _connected(address: object, where: str) -> Iterator[Client]:
             "TLS says."
         )
     try:
+        if isinstance(address, str):
+            asyncio.run(_require_scheduler(address))
         # Not the default: whoever computes a Dask array later means no cluster that has ended.
         client = Client(address, timeout=_SECONDS_TO_CONNECT, set_as_default=False)
     except (OSError, ValueError) as error:

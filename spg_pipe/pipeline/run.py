@@ -69,7 +69,7 @@ class RecipeRun:
             raise SpgError("--cluster needs Dask: `pip install 'spg-pipe[cluster]'`.")
         from spg_pipe.pipeline.cluster import opened
 
-        with opened(self.cluster) as workers:
+        with opened(self.cluster, self.console.say) as workers:
             yield workers
 
     def for_workers(self) -> "RecipeRun":

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from distributed import LocalCluster
 from distributed.core import Status
 from e2e.helpers import ROOT
 from tiny import extracted, files, flip
@@ -36,7 +38,7 @@ from spg_pipe.store.reader import FeatureStore
 @pytest.fixture(scope="module")
 def workers() -> Iterator[Workers]:
     """Two processes."""
-    with cluster.opened("local:2") as opened:
+    with cluster.opened("local:2", print) as opened:
         yield opened
 
 
@@ -165,8 +167,31 @@ def test_no_scheduler_is_one_message(monkeypatch):
         ("tcp://127.0.0.1:9", r"No Dask scheduler answers at tcp://127\.0\.0\.1:9"),
         ("tls://127.0.0.1:9", r"tls://127\.0\.0\.1:9 needs certificates"),
     ):
-        with pytest.raises(SpgError, match=says), cluster.opened(address):
+        with pytest.raises(SpgError, match=says), cluster.opened(address, print):
             pass
+
+
+def test_another_program_at_the_address_is_one_message(monkeypatch):
+    monkeypatch.setattr(cluster, "_SECONDS_TO_CONNECT", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        says = rf"answers at {address} \(nothing came in 0\.5 s\)\. .*check the address"
+        with pytest.raises(SpgError, match=says), cluster.opened(address, print):
+            pass
+
+
+def test_a_scheduler_without_workers_is_said_and_given_up(monkeypatch):
+    for name, seconds in (("_A_LOOK", 0.1), ("_TO_SAY", 0.5), ("", 2)):
+        monkeypatch.setattr(cluster, f"_SECONDS{name}", seconds)
+    said: list[str] = []
+    with (
+        LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as started,
+        cluster.opened(started.scheduler_address, said.append) as opened,
+        opened.serving(Squares()) as results,
+        pytest.raises(SpgError, match=r"all workers of .* are gone"),
+    ):
+        list(results([2]))
+    assert said == [f"{started.scheduler_address}: no worker yet; up to 2 s for one to come."]
 
 
 @pytest.mark.slow
@@ -178,7 +203,7 @@ def test_a_scheduler_that_is_killed_is_one_message(tmp_path, monkeypatch, capfd)
         for process in units.processes(tmp_path):
             started.append(process)
             where = units.address(tmp_path / "scheduler.json")
-        with cluster.opened(where) as opened, opened.serving(Squares()) as results:
+        with cluster.opened(where, print) as opened, opened.serving(Squares()) as results:
             answers = results(range(20, 60))
             next(answers)
             started[0].kill()

@@ -72,6 +72,8 @@ def plan(
     from spg_pipe.pipeline.plan import plan as planned
     from spg_pipe.pipeline.probe import Probe
 
+    if categories > images:
+        raise SpgError(f"--categories {categories} are more than --images {images}.")
     run = options.run()
     run.console.say("Measuring this machine with made-up images …")
     with TemporaryDirectory(prefix="spg-plan-") as folder:

@@ -43,7 +43,7 @@ AnySection = TypeVar("AnySection", bound=BaseModel)
 def _url(value: object) -> object:
     place = place_of(str(value))
     if isinstance(place, Path):
-        raise ValueError(f"a URL is expected, for instance s3://bucket/stores; found {value}")
+        raise ValueError(f"a URL is expected (s3://bucket/stores), or no `stores`; found {value}")
     return place
 
 

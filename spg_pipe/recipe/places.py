@@ -12,8 +12,10 @@ Place = Path | str
 def place_of(text: str) -> Place:
     """What an option or a recipe names; an `SpgError` for an address that holds a secret."""
     refuse_secrets(text)
-    text = text.removeprefix("file://")
-    return text.rstrip("/") if "://" in text else Path(text)
+    scheme, colon, rest = text.partition("://")
+    if not colon or scheme.lower() == "file":
+        return Path(rest or text)
+    return f"{scheme.lower()}://{rest.rstrip('/')}"
 
 
 def from_root(place: Place) -> Place:

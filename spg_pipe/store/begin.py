@@ -150,8 +150,8 @@ def _refuse_other_content(path: Path, spec: StoreSpec, manifest: Manifest) -> No
     if there := read_attributes(path):
         differs = what_differs(there, spec, manifest)
         raise SpgError(
-            f"{path} holds a store of other content ({differs}). Use --replace to write it anew, "
-            "or choose another place."
+            f"{path} holds a store of other content ({differs}). Use --replace without --shards "
+            "to write it anew, or remove it, or choose another place."
         )
 
 

@@ -46,7 +46,7 @@ def finish_store(path: Place) -> FeatureStore:
     if isinstance(path, str):
         _finish_elsewhere(StoreFiles(path))
         return FeatureStore(path)
-    if not path.is_dir():
+    if not path.exists():
         raise SpgError(f"{path} does not exist. Check the path, or begin it: `spg-pipe extract`.")
     refuse_what_is_no_store(path)
     with holding(path):

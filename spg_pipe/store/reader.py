@@ -96,8 +96,8 @@ class FeatureStore:
             )
         if not attributes.get("complete"):
             raise NotThereError(
-                f"{self.path} is not finished: an extract was interrupted. Run the same "
-                "`spg-pipe extract` again; it goes on where it stopped.",
+                f"{self.path} is not finished. Run the same `spg-pipe extract` again: it goes on "
+                "where it stopped; once all its --shards are there, `spg-pipe finish`.",
                 command="extract",
             )
         spec = parse_record(json.dumps(attributes), self.path, StoreSpec, "store", COMMAND)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -150,13 +151,12 @@ def table_csv(world: World) -> Reader:
     root = world.file("csv")
     photos(root, "img/a.png", "img/b.png", "img/c.png")
     save(np.ones((5, 7), np.uint8), root / "masks" / "b.png")
-    corpus = [write_table(root.parent, ROWS)]
 
     def read(content: bytes) -> None:
         (root / "parts.csv").write_bytes(content)
         scanned("x", "csv", root, split="all")
 
-    return Reader(read, corpus)
+    return Reader(read, [write_table(root.parent, ROWS)])
 
 
 def annotations(world: World) -> Reader:
@@ -170,19 +170,23 @@ def annotations(world: World) -> Reader:
     return Reader(read, starts(whole))
 
 
+def _changed(whole: Any, record: Any, content: bytes, *, tensors: bool) -> tuple[bytes, bytes]:
+    """Configuration and tensors, one of them from the fuzzer's bytes, the digests put right."""
+    if not tensors:
+        return with_seal(content, json.dumps(whole.config).encode(), record), whole.content
+    config = {**whole.config, "tensors_sha256": sha256(content).hexdigest()}
+    return json.dumps(sealed(config, record)).encode(), content
+
+
 def _detector(world: World, which: str) -> Reader:
     store = world.store()
     tokens, spec, place = world.tokens(store), store.spec, world.file("detector")
     world.detector(store).save(place)
-    whole = parts(place, "detector")
-    shapes = {layer: shape.grid for layer, shape in spec.layers.items()}
+    whole, shapes = parts(place, "detector"), {name: x.grid for name, x in spec.layers.items()}
     text = json.dumps(whole.config).encode()
 
     def read(content: bytes) -> None:
-        files = with_seal(content, text, DetectorRecord), whole.content
-        if which == "tensors":
-            config = {**whole.config, "tensors_sha256": sha256(content).hexdigest()}
-            files = json.dumps(sealed(config, DetectorRecord)).encode(), content
+        files = _changed(whole, DetectorRecord, content, tensors=which == "tensors")
         detector = Detector.load(written(place, "detector", *files))
         detector.check_backbone(spec.backbone, "the store")
         judged = judge(detector, tokens, shapes, spec.backbone, detector.rule())
@@ -201,10 +205,7 @@ def sae(world: World) -> Reader:
     text = json.dumps(whole.config).encode()
 
     def read(content: bytes) -> None:
-        files = with_seal(content[1:], text, SaeRecord), whole.content
-        if content[:1] == b"T":
-            config = {**whole.config, "tensors_sha256": sha256(content[1:]).hexdigest()}
-            files = json.dumps(sealed(config, SaeRecord)).encode(), content[1:]
+        files = _changed(whole, SaeRecord, content[1:], tensors=content[:1] == b"T")
         for made in SaeRun.load(written(place, "sae", *files)).layers.values():
             assert made(torch.zeros(2, made.encoder.shape[1])).x_hat.isfinite().all()
 
@@ -221,10 +222,7 @@ def bank(world: World) -> Reader:
     text = json.dumps(whole.config).encode()
 
     def read(content: bytes) -> None:
-        files = with_seal(content[1:], text, BankRecord), whole.content
-        if content[:1] == b"T":
-            config = {**whole.config, "tensors_sha256": sha256(content[1:]).hexdigest()}
-            files = json.dumps(sealed(config, BankRecord)).encode(), content[1:]
+        files = _changed(whole, BankRecord, content[1:], tensors=content[:1] == b"T")
         made = FittedBank.load(written(place, "bank", *files))
         made.require_serving(detector, spec, alone=False)
         judged = made.judge(tokens, detector, spec, alone=False)

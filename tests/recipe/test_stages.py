@@ -103,7 +103,7 @@ def test_a_row_that_the_recipe_lacks_is_refused(demo, key: str) -> None:
         ({"seeds": [TOUCH]}, "params.yaml has"),
         ({"artifacts": "../elsewhere"}, "The place of artifacts, ../elsewhere, is outside of"),
         ({"stores": "s3://bucket/x"}, "stores lie in s3://bucket/x, which DVC does not track"),
-        ({"stores": "folder"}, "stores: a URL is expected, for instance s3://bucket/stores"),
+        ({"stores": "folder"}, "stores: a URL is expected (s3://bucket/stores), or no"),
         ({"demo_sets": {"demo-visa": {"root": "/x"}}}, "The place of demo-visa, /x,"),
         ({"demo_sets": []}, "demo_sets: expected names with settings below, as `parts: {root: …}`"),
     ],

@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import google_crc32c
 from filelock import FileLock
 
 from spg_pipe.artefacts.reading import damaged
@@ -209,5 +208,5 @@ def _checksum(descriptor: int, size: int) -> int:
     """crc32c of a file's bytes."""
     checksum = 0
     for start in range(0, size, REQUEST_BYTES):
-        checksum = google_crc32c.extend(checksum, os.pread(descriptor, REQUEST_BYTES, start))
-    return int(checksum)
+        checksum = crc32c(os.pread(descriptor, REQUEST_BYTES, start), checksum)
+    return checksum

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
-import google_crc32c
 import numpy as np
+from awscrt import checksums
 from pydantic import Field
 
 from spg_pipe.artefacts.files import link_below, write_bytes, write_json
@@ -42,12 +42,13 @@ class ShardIndex(Record):
     files: tuple[ShardEntry, ...]
 
 
-def crc32c(data: bytes | memoryview | np.ndarray) -> int:
-    """CRC-32C (Castagnoli) of bytes, the checksum that Zarr uses."""
-    if isinstance(data, bytes):
-        return int(google_crc32c.value(data))
-    whole = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
-    return int(google_crc32c.value(whole))  # takes arrays, but no memoryview, without a copy
+def crc32c(data: bytes | memoryview | np.ndarray, before: int = 0) -> int:
+    """CRC-32C (Castagnoli) of bytes, the checksum that Zarr uses; `before` is that of bytes that
+    come before these."""
+    if isinstance(data, np.ndarray):
+        data = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
+    # Twice as fast as google_crc32c, which Zarr takes and which copies a memoryview.
+    return int(checksums.crc32c(data, before))
 
 
 def raw_bytes(array: np.ndarray) -> memoryview:
@@ -121,9 +122,9 @@ def write_file(write: Write, name: str, rows: range, *parts: bytes | memoryview)
     write(name, parts)
     checksum = 0
     for part in parts:
-        checksum = google_crc32c.extend(checksum, bytes(part))
+        checksum = crc32c(part, checksum)
     size = sum(len(part) for part in parts)
-    return ShardEntry(name=name, bytes=size, crc32c=int(checksum), images=(rows.start, rows.stop))
+    return ShardEntry(name=name, bytes=size, crc32c=checksum, images=(rows.start, rows.stop))
 
 
 def save_entries(root: Path, entries: Sequence[ShardEntry]) -> None:

@@ -48,7 +48,7 @@ class StageRates:
     """Of one core; on a GPU of a clock. Without `Rates.start_seconds`."""
     memory: Line
     """Private bytes beyond those of a process that has imported what it needs; of images that are
-    held at once: of a shard, or of a category up to what is sorted."""
+    held at once: of a shard, or of a category whose pixels are sorted."""
     kept: float
     """Private bytes of each image of the whole set."""
     disk: Line
@@ -116,14 +116,16 @@ def plan(
     plans = []
     for stage in STAGES:
         rate, parts = rates.stages[stage], units.get(stage, 1)
-        seconds, counted = rate.seconds, _counted(stage, images)
+        seconds = rate.seconds
+        counted = min(images, MOST) if stage == "report" else images  # a gallery has a limit
         if stage == "train-sae":
             seconds = Line(seconds.fixed + _training(rates, setting, images), seconds.each)
         begun = rates.start_seconds + seconds.fixed
         work = seconds.each * counted
         held = min(images, SHARD_IMAGES)
         if stage == "evaluate":
-            held = min(math.ceil(images / categories), SORT_PIXELS // setting.image_size**2)
+            held = math.ceil(images / categories)  # pixels of more than these are counted
+            held = held if held * setting.image_size**2 <= SORT_PIXELS else 0
         plans.append(
             StagePlan(
                 stage=stage,
@@ -140,11 +142,6 @@ def plan(
             )
         )
     return plans
-
-
-def _counted(stage: str, images: int) -> int:
-    """Images that count: a gallery has a limit."""
-    return min(images, MOST) if stage == "report" else images
 
 
 def _training(rates: Rates, setting: Setting, images: int) -> float:

@@ -20,7 +20,7 @@ from torch import Tensor
 from spg_pipe.backbones.base import LayerTokens
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.datasets.build import build_manifest
-from spg_pipe.detector.evaluate import evaluate_scores
+from spg_pipe.detector.evaluate import Evaluation, evaluate_scores
 from spg_pipe.detector.make import DetectorPlan, make_detector
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.scores import Scores, score_store
@@ -117,6 +117,8 @@ class Probe:
         detectors, guides = self._over_both(lambda name: self._detector(name, saes[name]))
         scores, scoring = self._over_both(lambda name: self._scores(name, detectors[name]))
         _, judging = self._over_both(lambda name: self._metrics(name, scores[name]))
+        with self._spending() as counting:
+            self._evaluated(_MANY, scores[_MANY], {"accumulator": "histogram"})
         _, drawing = self._over_both(self._report)
         written: dict[str, tuple[Mapping[str, Cost], Callable[[str], Iterable[Path]]]] = {
             "train-guides": (guides, lambda name: [self._paths.detector(name, _SEED)]),
@@ -127,8 +129,9 @@ class Probe:
         for stage, (spent, files) in written.items():
             kept = kept_bytes(setting, stage, row, mask)
             beyond = max(0.0, spent[_MANY].mebibytes * 2**20 - kept * SIZES[_MANY])
-            # What evaluating holds are the pixels of a category, here of all images.
-            memory = Line(0, beyond / SIZES[_MANY]) if stage == "evaluate" else Line(beyond, 0)
+            # Where pixels are sorted, those of a category are held, here of all images.
+            fixed = min(beyond, counting.mebibytes * 2**20) if stage == "evaluate" else beyond
+            memory = Line(fixed, (beyond - fixed) / SIZES[_MANY])
             few, many = ((SIZES[name], spent[name].seconds) for name in SIZES)
             seconds = Line.through(few, many)
             # Guides and curves are as large whatever the images.
@@ -254,12 +257,13 @@ class Probe:
         return score_store(detector, self._stores[name], path, score=how, device=self._device)
 
     def _metrics(self, name: str, scores: Scores) -> None:
-        how, store = self._params.metrics, self._stores[name]
+        self._evaluated(name, scores, {}).save(self._paths.metrics(name, name, _SEED))
+
+    def _evaluated(self, name: str, scores: Scores, update: Mapping[str, str]) -> Evaluation:
+        how = self._params.metrics.model_copy(update=update)
         original = how.resolution == "original"
         manifest = build_manifest(self._params.dataset(name)) if original else None
-        evaluate_scores(scores, store, how, manifest=manifest).save(
-            self._paths.metrics(name, name, _SEED)
-        )
+        return evaluate_scores(scores, self._stores[name], how, manifest=manifest)
 
     def _metrics_files(self, name: str) -> list[Path]:
         path = self._paths.metrics(name, name, _SEED)

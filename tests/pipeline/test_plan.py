@@ -65,15 +65,16 @@ def test_workers_share_units_and_never_more():
 
 def test_memory_is_bounded_where_images_stream():
     assert planned(10**6)["extract"].memory_bytes == 100 + 10 + 2 * 64 + 3 * 10**6
-    assert planned(10**6)["evaluate"].memory_bytes == 100 + 10 + 2 * 83 + 3 * 10**6
+    assert planned(83)["evaluate"].memory_bytes == 100 + 10 + 2 * 83 + 3 * 83
+    assert planned(10**6)["evaluate"].memory_bytes == 100 + 10 + 3 * 10**6  # pixels are counted
     assert planned(60, categories=6)["evaluate"].memory_bytes == 100 + 10 + 2 * 10 + 3 * 60
 
 
 def test_a_gallery_is_bounded_and_requests_grow_with_images():
     few, many = planned(4000), planned(400_000)
     assert many["report"].seconds == few["report"].seconds
-    # 1.6 MB an image: four requests a batch of eight, and the prefix tokens of each shard.
-    assert few["score"].requests == 500 * 4 + 63 + 1 + 3 + 11 + 2
+    # 1.6 MB an image: two requests a batch of eight, and the prefix tokens of each shard.
+    assert few["score"].requests == 500 * 2 + 63 + 1 + 3 + 11 + 2
     assert 90 < many["score"].requests / few["score"].requests < 110
 
 

@@ -14,6 +14,8 @@ from spg_pipe.store.extract import SHARD_IMAGES
 from spg_pipe.store.format import LayerShape
 
 STAGES = ("extract", "train-sae", "train-guides", "score", "evaluate", "report")
+COUNTS = "evaluate, counting"
+"""`evaluate` where a category's pixels are counted, because they are too many to be sorted."""
 _LISTED = 1000
 """Files that one request lists."""
 _QUALITY_IMAGES = 16
@@ -113,19 +115,17 @@ def plan(
     units = {"extract": math.ceil(images / SHARD_IMAGES)}
     units |= {"score": math.ceil(images / CHUNK_IMAGES), "evaluate": min(categories, images)}
     requests = _requests(setting, images)
-    plans = []
+    plans, in_category = [], math.ceil(images / categories)
+    sorts = in_category * setting.image_size**2 <= SORT_PIXELS
     for stage in STAGES:
-        rate, parts = rates.stages[stage], units.get(stage, 1)
-        seconds = rate.seconds
+        rate = rates.stages[stage if stage != "evaluate" or sorts else COUNTS]
+        seconds, parts = rate.seconds, units.get(stage, 1)
         counted = min(images, MOST) if stage == "report" else images  # a gallery has a limit
         if stage == "train-sae":
             seconds = Line(seconds.fixed + _training(rates, setting, images), seconds.each)
         begun = rates.start_seconds + seconds.fixed
         work = seconds.each * counted
-        held = min(images, SHARD_IMAGES)
-        if stage == "evaluate":
-            held = math.ceil(images / categories)  # pixels of more than these are counted
-            held = held if held * setting.image_size**2 <= SORT_PIXELS else 0
+        held = in_category if stage == "evaluate" else min(images, SHARD_IMAGES)
         plans.append(
             StagePlan(
                 stage=stage,
@@ -198,7 +198,12 @@ def kept_bytes(setting: Setting, stage: str, row: float, mask: float) -> float:
 
     `row` and `mask` are those of an image's row in a table, and of its mask as it is kept.
     """
-    kept = {"extract": 2 * row, "score": 3 * row, "evaluate": 3 * row + mask}
+    kept = {
+        "extract": 2 * row,
+        "score": 3 * row,
+        "evaluate": 3 * row + mask,
+        COUNTS: 3 * row + mask,
+    }
     # Sums of two classes and a feature, and later components by two sets of guides: float32, in
     # batches that are then joined.
     shapes = setting.layers.values()

@@ -26,7 +26,7 @@ from spg_pipe.detector.model import Detector
 from spg_pipe.detector.scores import Scores, score_store
 from spg_pipe.pipeline.costs import Cost, idle_memory, measured
 from spg_pipe.pipeline.features import load_backbone
-from spg_pipe.pipeline.plan import Line, Rates, Setting, StageRates, kept_bytes, shard_bytes
+from spg_pipe.pipeline.plan import COUNTS, Line, Rates, Setting, StageRates, kept_bytes, shard_bytes
 from spg_pipe.pipeline.run import RecipeRun, image_size
 from spg_pipe.recipe.data import Dataset, Direction
 from spg_pipe.recipe.machine import choose_device, cpu_workers
@@ -117,21 +117,20 @@ class Probe:
         detectors, guides = self._over_both(lambda name: self._detector(name, saes[name]))
         scores, scoring = self._over_both(lambda name: self._scores(name, detectors[name]))
         _, judging = self._over_both(lambda name: self._metrics(name, scores[name]))
-        with self._spending() as counting:
-            self._evaluated(_MANY, scores[_MANY], {"accumulator": "histogram"})
+        _, counting = self._over_both(lambda name: self._evaluated(name, scores[name], COUNTS))
         _, drawing = self._over_both(self._report)
         written: dict[str, tuple[Mapping[str, Cost], Callable[[str], Iterable[Path]]]] = {
             "train-guides": (guides, lambda name: [self._paths.detector(name, _SEED)]),
             "score": (scoring, lambda name: [self._paths.scores(name, name, _SEED)]),
             "evaluate": (judging, self._metrics_files),
+            COUNTS: (counting, self._metrics_files),
             "report": (drawing, lambda name: [self._folder / f"report-{name}"]),
         }
         for stage, (spent, files) in written.items():
             kept = kept_bytes(setting, stage, row, mask)
             beyond = max(0.0, spent[_MANY].mebibytes * 2**20 - kept * SIZES[_MANY])
-            # Where pixels are sorted, those of a category are held, here of all images.
-            fixed = min(beyond, counting.mebibytes * 2**20) if stage == "evaluate" else beyond
-            memory = Line(fixed, (beyond - fixed) / SIZES[_MANY])
+            # Sorting holds the pixels of a category, here of all images.
+            memory = Line(0, beyond / SIZES[_MANY]) if stage == "evaluate" else Line(beyond, 0)
             few, many = ((SIZES[name], spent[name].seconds) for name in SIZES)
             seconds = Line.through(few, many)
             # Guides and curves are as large whatever the images.
@@ -257,10 +256,11 @@ class Probe:
         return score_store(detector, self._stores[name], path, score=how, device=self._device)
 
     def _metrics(self, name: str, scores: Scores) -> None:
-        self._evaluated(name, scores, {}).save(self._paths.metrics(name, name, _SEED))
+        self._evaluated(name, scores).save(self._paths.metrics(name, name, _SEED))
 
-    def _evaluated(self, name: str, scores: Scores, update: Mapping[str, str]) -> Evaluation:
-        how = self._params.metrics.model_copy(update=update)
+    def _evaluated(self, name: str, scores: Scores, stage: str = "evaluate") -> Evaluation:
+        how = self._params.metrics
+        how = how if stage != COUNTS else how.model_copy(update={"accumulator": "histogram"})
         original = how.resolution == "original"
         manifest = build_manifest(self._params.dataset(name)) if original else None
         return evaluate_scores(scores, self._stores[name], how, manifest=manifest)

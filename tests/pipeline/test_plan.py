@@ -7,6 +7,7 @@ from tiny import TinyBackbone
 
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.plan import (
+    COUNTS,
     STAGES,
     Line,
     Rates,
@@ -30,7 +31,8 @@ def setting(**sae: object) -> Setting:
 
 def rates() -> Rates:
     stage = StageRates(Line(1, 0.5), Line(10, 2), 3, Line(5, 7))
-    return Rates(4.0, 100.0, dict.fromkeys(STAGES, stage), {"24": 0.1})
+    counted = StageRates(Line(1, 0.2), Line(20, 0), 3, Line(5, 7))
+    return Rates(4.0, 100.0, dict.fromkeys(STAGES, stage) | {COUNTS: counted}, {"24": 0.1})
 
 
 def planned(
@@ -65,8 +67,8 @@ def test_workers_share_units_and_never_more():
 
 def test_memory_is_bounded_where_images_stream():
     assert planned(10**6)["extract"].memory_bytes == 100 + 10 + 2 * 64 + 3 * 10**6
-    assert planned(83)["evaluate"].memory_bytes == 100 + 10 + 2 * 83 + 3 * 83
-    assert planned(10**6)["evaluate"].memory_bytes == 100 + 10 + 3 * 10**6  # pixels are counted
+    held = [planned(n)["evaluate"].memory_bytes - 3 * n for n in (83, 10**6)]
+    assert held == [100 + 10 + 2 * 83, 100 + 20]  # sorted, and counted
     assert planned(60, categories=6)["evaluate"].memory_bytes == 100 + 10 + 2 * 10 + 3 * 60
 
 
@@ -91,7 +93,7 @@ def test_the_probe_runs_the_stages_of_a_recipe(monkeypatch, tmp_path):
     run = RecipeRun(parse_params(content, "test"), Console(0))
     monkeypatch.chdir(tmp_path)
     found, given = Probe(run, 40, tmp_path / "probe").rates()
-    assert set(found.stages) == set(STAGES)
+    assert set(found.stages) == {*STAGES, COUNTS}
     plans = {each.stage: each for each in plan(found, given, 64)}
     stores = tmp_path / "probe" / "artifacts" / "features"
     (many,) = [path for path in stores.iterdir() if path.name.startswith("many")]

@@ -198,18 +198,13 @@ def kept_bytes(setting: Setting, stage: str, row: float, mask: float) -> float:
 
     `row` and `mask` are those of an image's row in a table, and of its mask as it is kept.
     """
-    kept = {
-        "extract": 2 * row,
-        "score": 3 * row,
-        "evaluate": 3 * row + mask,
-        COUNTS: 3 * row + mask,
-    }
+    kept = {"extract": 2 * row, "score": 3 * row, "evaluate": 3 * row + mask}
     # Sums of two classes and a feature, and later components by two sets of guides: float32, in
     # batches that are then joined.
     shapes = setting.layers.values()
     values = max(sum(shape.dim for shape in shapes), sum(shape.patches for shape in shapes))
     kept["train-guides"] = mask + 2 * 3 * 4 * values
-    return kept.get(stage, 0.0)
+    return kept.get("evaluate" if stage == COUNTS else stage, 0.0)
 
 
 def as_text(plans: list[StagePlan], workers: int) -> str:

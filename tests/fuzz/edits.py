@@ -54,7 +54,8 @@ def with_seal(content: bytes, whole: bytes, model: Any) -> bytes:
         value = json.loads(changed)
         if isinstance(value, dict):
             told = {k: v for k, v in value.items() if v is not None or k not in model.OPTIONAL}
-            value["fingerprint"] = sealed(told, model).get("fingerprint")
+            told.pop("seal", None)  # files of older versions have none
+            value = sealed(told, model) if "fingerprint" in model.model_fields else told
         return json.dumps(value).encode()
     except (ValueError, RecursionError):
         return changed

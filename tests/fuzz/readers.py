@@ -40,7 +40,7 @@ from spg_pipe.decision.calibration import Calibration, Limits, Threshold
 from spg_pipe.detector.evaluate import evaluate_scores
 from spg_pipe.detector.judge import judge
 from spg_pipe.detector.make import make_detector
-from spg_pipe.detector.metrics_file import read_metrics
+from spg_pipe.detector.metrics_file import MetricsRecord, read_metrics
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.record import DetectorRecord, ScoresRecord
 from spg_pipe.detector.scores import Scores, score_store
@@ -50,7 +50,6 @@ from spg_pipe.recipe.params import BankParams, MetricParams, load_params
 from spg_pipe.sae.run import SaeRecord, SaeRun
 from spg_pipe.sae.train import train_sae
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.store.verify import verify
 
 
 @dataclass(frozen=True)
@@ -277,12 +276,14 @@ def store_metadata(world: World) -> Reader:
 
 def shards(world: World) -> Reader:
     place = world.store().path
-    path = place / "shards.json"
-    whole = path.read_bytes()
+    path, metadata = place / "shards.json", place / "zarr.json"
+    whole, group = path.read_bytes(), metadata.read_bytes()
 
     def read(content: bytes) -> None:
-        path.write_bytes(edited(content, whole))
-        verify(place)
+        changed = edited(content, whole)
+        path.write_bytes(changed)
+        metadata.write_text(json.dumps(sealed_group(json.loads(group), changed)))
+        use(place)
 
     return Reader(read, starts(whole))
 
@@ -320,7 +321,7 @@ def metrics(world: World) -> Reader:
     whole = path.read_bytes()
 
     def read(content: bytes) -> None:
-        path.write_bytes(edited(content, whole))
+        path.write_bytes(with_seal(content, whole, MetricsRecord))
         assert flat_rows(read_metrics(path).table)
 
     return Reader(read, starts(whole))

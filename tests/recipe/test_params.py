@@ -22,6 +22,7 @@ from spg_pipe.recipe.params import (
     load_params,
     parse_params,
 )
+from spg_pipe.recipe.places import place_of
 from spg_pipe.recipe.reader import parse_yaml
 from spg_pipe.recipe.ready_made import completed
 
@@ -237,3 +238,9 @@ def test_the_paper_recipes_are_the_published_experiment() -> None:
         }
         assert {dataset.split for dataset in params.datasets} == {"test"}
         assert params.seeds == (111,)
+
+
+def test_a_place_is_a_folder_or_a_url_in_one_spelling():
+    places = {"a/b": Path("a/b"), "file:///a/b": Path("/a/b"), "FILE:///a": Path("/a")}
+    places |= {"S3://Bucket/x/": "s3://Bucket/x", "s3://": "s3://"}
+    assert {text: place_of(text) for text in places} == places

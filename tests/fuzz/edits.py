@@ -52,12 +52,11 @@ def with_seal(content: bytes, whole: bytes, model: Any) -> bytes:
     changed = edited(content, whole)
     try:
         value = json.loads(changed)
-        if isinstance(value, dict):
-            told = {k: v for k, v in value.items() if v is not None or k not in model.OPTIONAL}
-            told.pop("seal", None)  # files of older versions have none
-            value = sealed(told, model) if "fingerprint" in model.model_fields else told
+        told = {k: v for k, v in value.items() if v is not None or k not in model.OPTIONAL}
+        told.pop("seal", None)  # files of older versions have none
+        value = sealed(told, model) if "fingerprint" in model.model_fields else told
         return json.dumps(value).encode()
-    except (ValueError, RecursionError):
+    except (AttributeError, ValueError, RecursionError):  # no mapping, no JSON, too deep
         return changed
 
 

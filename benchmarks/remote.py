@@ -35,7 +35,7 @@ import numpy as np
 from benchmarks.score_evaluate import DIM, GRID, LAYER, write_store
 from benchmarks.timing import machine
 from spg_pipe.errors import SpgError
-from spg_pipe.store.cache import VARIABLE
+from spg_pipe.store.cache import REQUEST_BYTES, VARIABLE
 from spg_pipe.store.files import StoreFiles
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource
@@ -43,7 +43,6 @@ from spg_pipe.store.stream import token_batches
 
 URL = "s3://benchmark/store.zarr"
 SEQUENCE = 64
-RANGE = 4 * 2**20
 READER = "import sys; from benchmarks.remote import in_order, opened; in_order(opened(sys.argv[1]))"
 
 
@@ -185,7 +184,7 @@ def measure(local: Path, folder: Path, rounds: int) -> dict[str, float]:
     Contender = tuple[Callable[[], object], Callable[[object], object]]
     contenders: dict[str, Contender] = {
         "plain client, whole files": (lambda: urls, lambda urls: plain_client(urls, 4, 2**40)),
-        "plain client, ranges": (lambda: urls, lambda urls: plain_client(urls, 8, RANGE)),
+        "plain client, ranges": (lambda: urls, lambda urls: plain_client(urls, 8, REQUEST_BYTES)),
         "plain client, random images": (
             lambda: urls,
             lambda urls: plain_client(urls, 8, store.spec.image_bytes(LAYER), shuffle=True),

@@ -73,7 +73,7 @@ def plan(
     from spg_pipe.pipeline.probe import Probe
 
     if categories > images:
-        raise SpgError(f"--categories {categories} are more than --images {images}.")
+        raise SpgError(f"--categories {categories} are more than --images {images}: say fewer.")
     run = options.run()
     run.console.say("Measuring this machine with made-up images …")
     with TemporaryDirectory(prefix="spg-plan-") as folder:

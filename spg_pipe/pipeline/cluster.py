@@ -191,7 +191,7 @@ class Workers:
                 elif time.monotonic() - seen > _SECONDS:
                     raise self._lost() from None
                 elif time.monotonic() - seen > _SECONDS_TO_SAY and not said:
-                    self._say(f"{self._where}: no worker yet; up to {_SECONDS} s for one to come.")
+                    self._say(f"{self._where}: no worker is there; waiting {_SECONDS} s for one.")
                     said = True
                 continue
             return [future for future in running if future.done()]
@@ -270,7 +270,8 @@ async def _require_scheduler(address: str) -> None:
     """OSError where none answers: a client waits without an end for another program's answer."""
     arguments = Security().get_connection_args("client")
     connecting = connect(address, timeout=_SECONDS_TO_CONNECT, **arguments)
-    (await asyncio.wait_for(connecting, _SECONDS_TO_CONNECT)).abort()
+    with _quiet("distributed.protocol.core"):
+        (await asyncio.wait_for(connecting, _SECONDS_TO_CONNECT + 1)).abort()
 
 
 @contextmanager
@@ -286,9 +287,10 @@ def _connected(address: object, where: str) -> Iterator[Client]:
             asyncio.run(_require_scheduler(address))
         # Not the default: whoever computes a Dask array later means no cluster that has ended.
         client = Client(address, timeout=_SECONDS_TO_CONNECT, set_as_default=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # another program's bytes, taken for Dask's, raise anything
+        why = str(error) if isinstance(error, OSError | ValueError) else "another program does"
         raise SpgError(
-            f"No Dask scheduler answers at {where} ({str(error) or 'nothing came'}). Start one by "
+            f"No Dask scheduler answers at {where} ({why or 'nothing came'}). Start one by "
             "`dask scheduler`, or check the address that it prints."
         ) from error
     with _quiet("distributed.client"), client, client.as_current():

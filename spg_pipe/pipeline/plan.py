@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from spg_pipe.detector.scores import BATCH_IMAGES, CHUNK_IMAGES
-from spg_pipe.metrics.protocols import SORT_PIXELS
-from spg_pipe.recipe.params import SaeParams
+from spg_pipe.metrics.protocols import chosen_accumulator
+from spg_pipe.recipe.params import MetricParams, SaeParams
 from spg_pipe.report.direction import MOST
 from spg_pipe.sae.train import steps_of
 from spg_pipe.store.cache import REQUEST_BYTES
 from spg_pipe.store.extract import SHARD_IMAGES
-from spg_pipe.store.format import LayerShape
+from spg_pipe.store.format import StoreSpec
 
 STAGES = ("extract", "train-sae", "train-guides", "score", "evaluate", "report")
 COUNTS = "evaluate, counting"
@@ -74,18 +74,21 @@ class Rates:
 class Setting:
     """What of a recipe the formulas need."""
 
-    layers: Mapping[str, LayerShape]
-    itemsize: int
-    """Bytes of a value of the store."""
+    store: StoreSpec
     image_size: int
     """S, pixels."""
     sae: SaeParams
     guide_epochs: int
     """Passes that train the guides; 0 for contrast guides."""
+    metrics: MetricParams
+    side: int
+    """Of the images themselves, pixels."""
 
-    def image_bytes(self, layer: str) -> int:
-        """Of an image's patch tokens."""
-        return self.layers[layer].patches * self.layers[layer].dim * self.itemsize
+    def sorts(self, images: int) -> bool:
+        """Whether evaluate sorts the pixels of a category of so many images."""
+        side = self.side if self.metrics.resolution == "original" else self.image_size
+        how = "sort" if self.metrics.protocol == "spg" else self.metrics.accumulator
+        return chosen_accumulator(how, images * side**2) == "sort"
 
 
 @dataclass(frozen=True)
@@ -116,13 +119,15 @@ def plan(
     units |= {"score": math.ceil(images / CHUNK_IMAGES), "evaluate": min(categories, images)}
     requests = _requests(setting, images)
     plans, in_category = [], math.ceil(images / categories)
-    sorts = in_category * setting.image_size**2 <= SORT_PIXELS
     for stage in STAGES:
-        rate = rates.stages[stage if stage != "evaluate" or sorts else COUNTS]
+        rate = rates.stages[stage if stage != "evaluate" or setting.sorts(in_category) else COUNTS]
         seconds, parts = rate.seconds, units.get(stage, 1)
         counted = min(images, MOST) if stage == "report" else images  # a gallery has a limit
         if stage == "train-sae":
-            seconds = Line(seconds.fixed + _training(rates, setting, images), seconds.each)
+            shapes = setting.store.layers.items()
+            steps = {x: steps_of(setting.sae, images, shape.patches) for x, shape in shapes}
+            training = sum(rates.sae_steps[x] * count for x, count in steps.items())
+            seconds = Line(seconds.fixed + training, seconds.each)
         begun = rates.start_seconds + seconds.fixed
         work = seconds.each * counted
         held = in_category if stage == "evaluate" else min(images, SHARD_IMAGES)
@@ -144,33 +149,22 @@ def plan(
     return plans
 
 
-def _training(rates: Rates, setting: Setting, images: int) -> float:
-    """Seconds of an SAE's steps: with a budget of tokens the same for any number of images."""
-    return sum(
-        rates.sae_steps[layer] * steps_of(setting.sae, images, shape.patches)
-        for layer, shape in setting.layers.items()
-    )
-
-
 def _requests(setting: Setting, images: int) -> dict[str, int]:
     """Of each stage that reads or writes a store elsewhere."""
-    layers, shards = setting.layers, math.ceil(images / SHARD_IMAGES)
+    layers, shards = setting.store.layers, math.ceil(images / SHARD_IMAGES)
     arrays = 2 * len(layers) + 1
     small = 8 + 3 * len(layers)
     written = shards * (arrays + 1) + 2 * small + arrays + 2
     opened = math.ceil((shards * arrays + small) / _LISTED) + arrays + small + 2
 
+    together = {x: max(1, REQUEST_BYTES // setting.store.image_bytes(x)) for x in layers}
+
     def one_pass(batch: int) -> int:
         """All tokens in the store's order, so many images at a time, and the prefix tokens."""
-        return sum(
-            math.ceil(images / batch) * math.ceil(batch * setting.image_bytes(x) / REQUEST_BYTES)
-            + shards
-            for x in layers
-        )
+        batches = math.ceil(images / batch)
+        return sum(batches * math.ceil(batch / together[x]) + shards for x in layers)
 
-    scattered = sum(
-        _images_seen(setting.sae, images, shape.patches) for shape in setting.layers.values()
-    )
+    scattered = sum(_images_seen(setting.sae, images, each.patches) for each in layers.values())
     epochs = setting.guide_epochs * images * len(layers)
     return {
         "extract": written,
@@ -189,7 +183,7 @@ def _images_seen(sae: SaeParams, images: int, patches: int) -> int:
 
 def shard_bytes(setting: Setting) -> float:
     """Bytes in memory for each image of a shard, during extraction."""
-    tokens = sum(setting.image_bytes(layer) for layer in setting.layers)
+    tokens = sum(setting.store.image_bytes(layer) for layer in setting.store.layers)
     return float(_SHARDS_HELD * (tokens + setting.image_size**2))
 
 
@@ -201,7 +195,7 @@ def kept_bytes(setting: Setting, stage: str, row: float, mask: float) -> float:
     kept = {"extract": 2 * row, "score": 3 * row, "evaluate": 3 * row + mask}
     # Sums of two classes and a feature, and later components by two sets of guides: float32, in
     # batches that are then joined.
-    shapes = setting.layers.values()
+    shapes = setting.store.layers.values()
     values = max(sum(shape.dim for shape in shapes), sum(shape.patches for shape in shapes))
     kept["train-guides"] = mask + 2 * 3 * 4 * values
     return kept.get("evaluate" if stage == COUNTS else stage, 0.0)

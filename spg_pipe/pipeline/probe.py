@@ -190,8 +190,8 @@ class Probe:
     def _setting(self) -> Setting:
         spec, guides = self._stores[_MANY].spec, self._params.guides
         epochs = guides.epochs if guides.kind == "trained" else 0
-        sizes = np.dtype(spec.dtype).itemsize, spec.backbone.preprocess.size
-        return Setting(spec.layers, *sizes, self._params.sae, epochs)
+        size, params = spec.backbone.preprocess.size, self._params
+        return Setting(spec, size, params.sae, epochs, params.metrics, self._side)
 
     def _bytes_of_an_image(self) -> tuple[float, float]:
         """In memory: of a row of the table, and of a mask as it is kept."""

@@ -14,7 +14,7 @@ def place_of(text: str) -> Place:
     refuse_secrets(text)
     scheme, colon, rest = text.partition("://")
     if not colon or scheme.lower() == "file":
-        return Path(rest or text)
+        return Path(rest if colon else text)
     return f"{scheme.lower()}://{rest.rstrip('/')}"
 
 
@@ -27,7 +27,7 @@ def refuse_secrets(place: str) -> None:
     """Refuse, with an `SpgError`, an address with a password or a signed query: it would stand in
     messages, artefacts and the shell's history."""
     hidden = re.sub(r"(://[^/?#]*):[^/?#]*@", r"\1:…@", place)
-    hidden = re.sub(r"^(https?://)[^/?#]*@", r"\1…@", hidden)  # a token may be the name
+    hidden = re.sub(r"(?i)^(https?://)[^/?#]*@", r"\1…@", hidden)  # a token may be the name
     if "://" in place:
         hidden = re.sub(r"\?.*", "?…", hidden, flags=re.DOTALL)
     if hidden != place:

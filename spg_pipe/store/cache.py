@@ -24,7 +24,7 @@ VARIABLE = "SPG_PIPE_CACHE"
 """The environment variable that asks for a cache: `200GB:/fast/disk/spg`."""
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 REQUEST_BYTES = 8 * 1024**2
-"""Largest request to a store elsewhere: with half of it a server's work per request shows."""
+"""Largest request for several images: with half of it a server's work per request shows."""
 _LOCKS = 64
 """Files that may be loaded at the same time: a lock each would leave as many empty files."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from fuzz.mutations import ANY, at, places
 from fuzz.test_detectors import sealed
+from spg_pipe.artefacts.files import fingerprint
 
 RAW, EDITS = b"=", b"~"
 
@@ -48,14 +49,14 @@ def edited(content: bytes, whole: bytes) -> bytes:
 
 
 def with_seal(content: bytes, whole: bytes, model: Any) -> bytes:
-    """The JSON that content describes, with the fingerprint that it gives."""
+    """The JSON that content describes, with the fingerprint and the seal that it gives."""
     changed = edited(content, whole)
     try:
         value = json.loads(changed)
         told = {k: v for k, v in value.items() if v is not None or k not in model.OPTIONAL}
-        told.pop("seal", None)  # files of older versions have none
+        told.pop("seal", None)
         value = sealed(told, model) if "fingerprint" in model.model_fields else told
-        return json.dumps(value).encode()
+        return json.dumps(value | {"seal": fingerprint(value)}).encode()
     except (AttributeError, ValueError, RecursionError):  # no mapping, no JSON, too deep
         return changed
 

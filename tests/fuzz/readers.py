@@ -50,6 +50,7 @@ from spg_pipe.recipe.params import BankParams, MetricParams, load_params
 from spg_pipe.sae.run import SaeRecord, SaeRun
 from spg_pipe.sae.train import train_sae
 from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.verify import verify
 
 
 @dataclass(frozen=True)
@@ -283,7 +284,7 @@ def shards(world: World) -> Reader:
         changed = edited(content, whole)
         path.write_bytes(changed)
         metadata.write_text(json.dumps(sealed_group(json.loads(group), changed)))
-        use(place)
+        (use if len(content) % 2 else verify)(place)
 
     return Reader(read, starts(whole))
 

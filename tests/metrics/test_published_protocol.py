@@ -7,18 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from parity.metrics_case import filled
 
 from benchmarks.reference import evaluate as reference
 from spg_pipe.errors import SpgError
-from spg_pipe.metrics import SortAccumulator, accumulate
+from spg_pipe.metrics import accumulate
 from spg_pipe.metrics.published import one_score_below, spg_pro
-
-
-def filled(maps: np.ndarray, masks: np.ndarray) -> SortAccumulator:
-    accumulator = SortAccumulator()
-    for anomaly_map, mask in zip(maps, masks, strict=True):
-        accumulator.update(anomaly_map, mask)
-    return accumulator
 
 
 @settings(deadline=None, max_examples=30)

@@ -42,7 +42,7 @@ def _pixel(case: Case, part: str, maps: np.ndarray, masks: np.ndarray) -> list[C
         return zip(maps, masks, strict=True)
 
     spg = accumulate(images, protocol="spg")
-    accumulator = _filled(maps, masks)
+    accumulator = filled(maps, masks)
     ours = {
         "pixel_auroc": spg.auroc,
         "pixel_ap": spg.ap,
@@ -79,7 +79,7 @@ def _edges(case: Case, masks: np.ndarray) -> list[Comparison]:
                 continue
             expected = case.scalar(name)
             try:
-                got = getattr(spg_pro(_filled(edge_maps, edge_masks)), function)
+                got = getattr(spg_pro(filled(edge_maps, edge_masks)), function)
             except SpgError:
                 got = "raises"
             if str(expected).startswith("raises") or got == "raises":
@@ -90,7 +90,7 @@ def _edges(case: Case, masks: np.ndarray) -> list[Comparison]:
     return found
 
 
-def _filled(maps: np.ndarray, masks: np.ndarray) -> SortAccumulator:
+def filled(maps: np.ndarray, masks: np.ndarray) -> SortAccumulator:
     accumulator = SortAccumulator()
     for anomaly_map, mask in zip(maps, masks, strict=True):
         accumulator.update(anomaly_map, mask)

@@ -7,6 +7,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -161,17 +162,20 @@ def test_workers_of_other_versions_are_refused(workers, monkeypatch):
         list(results([2]))
 
 
-def test_no_scheduler_is_one_message(monkeypatch):
+def test_no_scheduler_is_one_message(monkeypatch, capfd):
     monkeypatch.setattr(cluster, "_SECONDS_TO_CONNECT", 0.3)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        another = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+    none = r"No Dask scheduler answers at tcp://127\.0\.0\.1:\d+ \(%s.*check the address"
+    with socket.create_server(("127.0.0.1", 0)) as silent, socket.create_server(("", 0)) as loud:
+        Thread(target=lambda: loud.accept()[0].sendall(b"SSH-2.0-OpenSSH_9.6\r\n")).start()
         for address, says in (
-            ("tcp://127.0.0.1:9", r"No Dask scheduler answers at tcp://127\.0\.0\.1:9 \(Timed out"),
-            (another, rf"answers at {another} \(nothing came\)\. .*check the address"),
+            ("tcp://127.0.0.1:9", none % "Timed out"),
+            (f"tcp://127.0.0.1:{silent.getsockname()[1]}", none % "nothing came"),
+            (f"tcp://127.0.0.1:{loud.getsockname()[1]}", none % "another program does"),
             ("tls://127.0.0.1:9", r"tls://127\.0\.0\.1:9 needs certificates"),
         ):
             with pytest.raises(SpgError, match=says), cluster.opened(address, print):
                 pass
+    assert capfd.readouterr().err == ""
 
 
 def test_a_scheduler_without_workers_is_said_and_given_up(monkeypatch):
@@ -185,7 +189,7 @@ def test_a_scheduler_without_workers_is_said_and_given_up(monkeypatch):
         pytest.raises(SpgError, match=r"all workers of .* are gone"),
     ):
         list(results([2]))
-    assert said == [f"{started.scheduler_address}: no worker yet; up to 2 s for one to come."]
+    assert said == [f"{started.scheduler_address}: no worker is there; waiting 2 s for one."]
 
 
 @pytest.mark.slow

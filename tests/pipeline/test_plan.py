@@ -19,14 +19,16 @@ from spg_pipe.pipeline.plan import (
 )
 from spg_pipe.pipeline.probe import Probe
 from spg_pipe.pipeline.run import RecipeRun
-from spg_pipe.recipe.params import SaeParams, parse_params
-from spg_pipe.store.format import LayerShape
+from spg_pipe.recipe.params import MetricParams, SaeParams, parse_params
+from spg_pipe.store.format import LayerShape, StoreSpec
 
 LAYER = LayerShape(grid=(28, 28), dim=1024, prefix=("cls",))
 
 
-def setting(**sae: object) -> Setting:
-    return Setting({"24": LAYER}, 2, 448, SaeParams.model_validate(sae), 0)
+def setting(metrics: MetricParams | None = None, **sae: object) -> Setting:
+    store = StoreSpec.model_construct(layers={"24": LAYER}, dtype="float16")
+    params = SaeParams.model_validate(sae)
+    return Setting(store, 448, params, 0, metrics or MetricParams(), 900)
 
 
 def rates() -> Rates:
@@ -44,8 +46,7 @@ def planned(
 
 
 def test_an_sae_with_a_budget_takes_as_many_steps_whatever_the_images():
-    few, many = planned(10_000), planned(10_000_000)
-    steps = 4 + 1 + 1000 * 0.1
+    few, many, steps = planned(10_000), planned(10_000_000), 4 + 1 + 1000 * 0.1
     assert few["train-sae"].seconds == pytest.approx(steps + 0.5 * 10_000)
     assert many["train-sae"].seconds == pytest.approx(steps + 0.5 * 10_000_000)
     epochs = planned(10_000, tokens=None, epochs=2)
@@ -54,12 +55,8 @@ def test_an_sae_with_a_budget_takes_as_many_steps_whatever_the_images():
 
 def test_workers_share_units_and_never_more():
     several = planned(6400, workers=8, categories=3)
-    assert {name: each.units for name, each in several.items()} == {
-        **dict.fromkeys(STAGES, 1),
-        "extract": 100,
-        "score": 25,
-        "evaluate": 3,
-    }
+    units = {name: each.units for name, each in several.items()}
+    assert units == dict.fromkeys(STAGES, 1) | {"extract": 100, "score": 25, "evaluate": 3}
     assert several["extract"].worker_seconds == pytest.approx(5 + 3200 * 13 / 100)
     assert several["evaluate"].workers == 3
     assert several["train-sae"].worker_seconds == several["train-sae"].seconds
@@ -69,6 +66,9 @@ def test_memory_is_bounded_where_images_stream():
     assert planned(10**6)["extract"].memory_bytes == 100 + 10 + 2 * 64 + 3 * 10**6
     held = [planned(n)["evaluate"].memory_bytes - 3 * n for n in (83, 10**6)]
     assert held == [100 + 10 + 2 * 83, 100 + 20]  # sorted, and counted
+    ways = ({}, {"resolution": "original"}, {"accumulator": "histogram"}, {"protocol": "spg"})
+    given = [setting(MetricParams.model_validate(way)) for way in ways]
+    assert [sum(map(each.sorts, range(1, 100))) for each in given] == [83, 20, 0, 99]
     assert planned(60, categories=6)["evaluate"].memory_bytes == 100 + 10 + 2 * 10 + 3 * 60
 
 

@@ -170,8 +170,11 @@ class RawTokens(TokenArray):
         return ThreadPoolExecutor(self._threads, thread_name_prefix="spg-read")
 
     def _pieces(self, images: np.ndarray, *, packed: bool) -> list[tuple[int, int, int, int]]:
-        """(shard, place in it, first row of `out`, images): neighbours become one read."""
-        limit = max(1, self._piece_bytes // self._image_bytes) if packed else 1
+        """(shard, place in it, first row of `out`, images): neighbours become one read, of a
+        thread's share of a large read."""
+        share = len(images) * self._image_bytes // self._threads
+        largest = min(max(share, self._piece_bytes), 2 * self._piece_bytes)
+        limit = max(1, largest // self._image_bytes) if packed else 1
         pieces: list[tuple[int, int, int, int]] = []
         for row, image in enumerate(images.tolist()):
             shard, place = divmod(image, self._shard_images)

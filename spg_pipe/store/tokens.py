@@ -141,7 +141,8 @@ class RawTokens(TokenArray):
     Python, and threads read at the same time.
     """
 
-    _threads, _piece_bytes, _alone_bytes = READ_THREADS, PIECE_BYTES, PIECE_BYTES
+    _threads, _alone_bytes = READ_THREADS, PIECE_BYTES
+    _piece_bytes = PIECE_BYTES, PIECE_BYTES  # a piece's least and most
 
     def __init__(self, root: Path, spec: StoreSpec, layer: str, checksums: Checksums) -> None:
         super().__init__(spec, layer, checksums)
@@ -170,11 +171,10 @@ class RawTokens(TokenArray):
         return ThreadPoolExecutor(self._threads, thread_name_prefix="spg-read")
 
     def _pieces(self, images: np.ndarray, *, packed: bool) -> list[tuple[int, int, int, int]]:
-        """(shard, place in it, first row of `out`, images): neighbours become one read, of a
-        thread's share of a large read."""
-        share = len(images) * self._image_bytes // self._threads
-        largest = min(max(share, self._piece_bytes), 2 * self._piece_bytes)
-        limit = max(1, largest // self._image_bytes) if packed else 1
+        """(shard, place in it, first row of `out`, images): neighbours become one read, at
+        most a thread's share within `_piece_bytes`."""
+        share, (least, most) = len(images) * self._image_bytes // self._threads, self._piece_bytes
+        limit = max(1, min(max(share, least), most) // self._image_bytes) if packed else 1
         pieces: list[tuple[int, int, int, int]] = []
         for row, image in enumerate(images.tolist()):
             shard, place = divmod(image, self._shard_images)
@@ -242,7 +242,7 @@ class RemoteTokens(RawTokens):
     cache where there is one.
     """
 
-    _piece_bytes = REQUEST_BYTES
+    _piece_bytes = REQUEST_BYTES, 2 * REQUEST_BYTES
     _alone_bytes = 0  # a request takes its time, however few bytes it asks for
 
     def __init__(

@@ -215,9 +215,9 @@ def test_a_cache_that_cannot_be_written_is_one_message(remote, monkeypatch, tmp_
     "place",
     [
         "s3://key:geheim@bucket/x.zarr",
+        "HTTPS://geheim@host/x.zarr",
         "https://me:geheim@host/x.zarr",
         "simplecache::ftp://me:geheim@host/x.zarr",
-        "https://host/x.zarr?sig=geheim",
         "https://host/x.zarr?a=b@c:geheim",
     ],
 )

@@ -180,18 +180,21 @@ def test_without_a_threshold_there_is_no_decision_to_ask_for(tiny_detector: Dete
 
 
 def test_metrics_count_requests_and_images_by_their_decision(server: Server) -> None:
-    before = sum(server.count("spg_images_total", decision=d) for d in ("normal", "anomalous"))
+    def count(decision: str) -> float:
+        return server.count("spg_images_total", decision=decision)
+
+    def requests(endpoint: str, status: str) -> float:
+        return server.count("spg_requests_total", endpoint=endpoint, status=status)
+
+    judged, unreadable = count("normal") + count("anomalous"), count("unreadable")
     server.client.post("/predict", content=picture())
-    unreadable = server.count("spg_images_total", decision="unreadable")
     content = b"no image"
     line = parse_line(server.client.post("/predict", content=content, params={"group": "a"}).text)
     assert (line.path, line.group, line.sha256) == ("unnamed", "a", sha256_of(content))
-    assert server.count("spg_images_total", decision="unreadable") == unreadable + 1
-    server.client.get("/nowhere")
-    after = sum(server.count("spg_images_total", decision=d) for d in ("normal", "anomalous"))
-    assert after == before + 1
-    assert server.count("spg_requests_total", endpoint="/predict", status="422") >= 1
-    assert server.count("spg_requests_total", endpoint="other", status="404") >= 1
+    server.client.get("/nowhere")  # each is counted just after its answer
+    until(lambda: count("normal") + count("anomalous") == judged + 1)
+    until(lambda: count("unreadable") == unreadable + 1)
+    until(lambda: requests("/predict", "422") >= 1 and requests("other", "404") >= 1)
     page = server.client.get("/metrics")
     assert page.headers["content-type"].startswith("text/plain; version=0.0.4")
     assert re.search(r'^spg_request_seconds_count\{endpoint="/predict"\} \d', page.text, re.M)

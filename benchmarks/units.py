@@ -1,6 +1,6 @@
 """Memory of a Dask scheduler, a worker and the client while no-op units run in a bounded window.
 
-    python -m benchmarks.units [--units 40000] [--seconds 600]
+    python -m benchmarks.units [--units 40000] [--threads 64] [--seconds 600]
 
 The window is the one of `--cluster`. Dask keeps logs of the last thousand events and the names of
 the last 100,000 keys. Here the logs are kept short and the names are full from the start, so that
@@ -46,13 +46,13 @@ class Nothing:
         return lambda unit: unit
 
 
-def processes(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A scheduler and a worker of two threads, as on a real cluster."""
+def processes(folder: Path, threads: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A scheduler and a worker of so many threads, as many as a cluster has."""
     file = folder / "scheduler.json"
     dask = [sys.executable, "-m", "distributed.cli"]
     local = ["--host", "127.0.0.1"]
     scheduler = ["dask_scheduler", *local, "--port", "0", "--no-dashboard"]
-    worker = ["dask_worker", "--nthreads", "2", "--no-nanny", "--no-dashboard"]
+    worker = ["dask_worker", "--nthreads", str(threads), "--no-nanny", "--no-dashboard"]
     for name, *options in (scheduler, worker):
         command = [*dask[:2], f"{dask[2]}.{name}", *options, "--scheduler-file", str(file)]
         yield subprocess.Popen(
@@ -85,13 +85,14 @@ def main() -> None:
     """Print memory as units are done, and a JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--units", type=int, default=40_000)
+    parser.add_argument("--threads", type=int, default=64, help="of the cluster")
     parser.add_argument("--seconds", type=float, default=600, help="stop after so many")
     options = parser.parse_args()
     print(machine())
     with tempfile.TemporaryDirectory() as made:
         started = []
         try:
-            for process in processes(Path(made)):
+            for process in processes(Path(made), options.threads):
                 started.append(process)
                 where = address(Path(made) / "scheduler.json")
             watched = dict(

@@ -39,6 +39,8 @@ Say = Callable[[str], None]
 
 _AHEAD = 2
 """Units a thread of the cluster that are submitted at once: one that runs and one that waits."""
+_PARTS = 4
+"""Of the window: as much of it is submitted together, for Dask keeps a note of each submission."""
 _TRIES = 10
 """Of a unit whose workers die. Dask itself tries a unit on four workers before it gives up."""
 _SECONDS_A_LOOK = 5
@@ -145,12 +147,13 @@ class Workers:
             raise
 
     def _computed(self, name: str, units: Iterable[U]) -> Iterator[tuple[U, R]]:
-        waiting, tries, running = iter(units), Counter[int](), dict[Future, tuple[int, U]]()
-        numbered = zip(count(), waiting, strict=False)
+        tries, running = Counter[int](), dict[Future, tuple[int, U]]()
+        numbered = zip(count(), iter(units), strict=False)
         while True:
-            free = self._room() - len(running)
-            for number, unit in islice(numbered, max(free, 0 if running else 1)):
-                running[self._submit(name, unit)] = number, unit
+            room = self._room()
+            free = room - len(running)
+            if free >= max(1, room // _PARTS) or not running:
+                running |= self._submit(name, list(islice(numbered, max(free, 1))))
             if not running:
                 return
             for future in self._ended(running):
@@ -165,7 +168,7 @@ class Workers:
                         f"Worker after worker of {self._where} died with the same unit of work, "
                         f"number {number}: perhaps they lack memory. Use fewer or larger workers."
                     )
-                running[self._submit(name, unit)] = number, unit
+                running |= self._submit(name, [(number, unit)])
 
     def _room(self) -> int:
         """How many units may be submitted at once; workers come and go."""
@@ -174,10 +177,14 @@ class Workers:
             self._threads, self._counted = sum(self._client.nthreads().values()), now
         return _AHEAD * self._threads
 
-    def _submit(self, name: str, unit: object) -> Future:
-        # Of each submission its own: of an equal key Dask would give the earlier result.
-        key = f"{name}-{next(self._submitted)}"
-        return self._client.submit(_unit, name, unit, key=key, pure=False)
+    def _submit(self, name: str, numbered: list[tuple[int, U]]) -> dict[Future, tuple[int, U]]:
+        # Of each unit its own key: of an equal one Dask would give the earlier result.
+        keys = [f"{name}-{next(self._submitted)}" for _ in numbered]
+        units = [unit for _, unit in numbered]
+        futures = (
+            self._client.map(partial(_unit, name), units, key=keys, pure=False) if keys else []
+        )
+        return dict(zip(futures, numbered, strict=True))
 
     def _ended(self, running: Mapping[Future, object]) -> list[Future]:
         """The futures that are done, at least one."""

@@ -169,8 +169,9 @@ def extract_shards(
     for those, words in ((done.there, "were there"), (done.held, "are left to other processes")):
         if those:
             run.console.say(f"Shards {ranges_of(those)} {words}.")
+    computed = f"computed {len(done.written)} of {counted(work.spec.shards, 'shard')}"
     run.console.say(
-        f"{dataset.name}: {len(done.written)} of {counted(work.spec.shards, 'shard')} → {path}. "
+        f"{dataset.name}: {computed} → {path}. "
         f"When all are there: `spg-pipe finish {shlex.quote(str(path))}`"
     )
     return done

@@ -203,21 +203,23 @@ def kept_bytes(setting: Setting, stage: str, row: float, mask: float) -> float:
 
 def as_text(plans: list[StagePlan], workers: int) -> str:
     """A table for a terminal."""
-    head = f"{'':13}{'disk':>10}{'memory':>10}{'CPU time':>11}{'requests':>12}{'workers':>9}"
-    lines = [f"{head}{f'time of {workers}':>13}"]
+    rows = [("", "disk", "memory", "CPU time", "requests", "workers", f"time of {workers}")]
     for each in plans:
-        lines.append(
-            f"{each.stage:13}{_bytes(each.disk_bytes):>10}{_bytes(each.memory_bytes):>10}"
-            f"{_duration(each.seconds):>11}{each.requests:>12,}{each.workers:>9}"
-            f"{_duration(each.worker_seconds):>13}"
-        )
-    total = sum(each.seconds for each in plans), sum(each.worker_seconds for each in plans)
-    disk = sum(each.disk_bytes for each in plans)
-    lines.append(
-        f"{'together':13}{_bytes(disk):>10}{'':>10}{_duration(total[0]):>11}{'':>21}"
-        f"{_duration(total[1]):>13}"
+        size, memory = _bytes(each.disk_bytes), _bytes(each.memory_bytes)
+        numbers = f"{each.requests:,}", str(each.workers)
+        seconds = _duration(each.seconds), _duration(each.worker_seconds)
+        rows.append((each.stage, size, memory, seconds[0], *numbers, seconds[1]))
+    size = _bytes(sum(each.disk_bytes for each in plans))
+    seconds = (
+        _duration(sum(each.seconds for each in plans)),
+        _duration(sum(each.worker_seconds for each in plans)),
     )
-    return "\n".join(lines)
+    rows.append(("together", size, "", seconds[0], "", "", seconds[1]))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])])
+        for name, *cells in rows
+    )
 
 
 def _bytes(number: float) -> str:

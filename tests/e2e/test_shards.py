@@ -61,7 +61,8 @@ def test_shards_by_two_commands_and_finish(alone, again):
     assert "lacks 1 of its 2 shards: 0:1. Make them with" in refused
     said = spg("extract", *LEFT, "--shards", "0:2", cwd=folder)
     assert "Shards 1:2 were there." in said.stderr
-    assert f"1 of 2 shards → {name}. When all are there: `spg-pipe finish {name}`" in said.stderr
+    assert f"left: computed 1 of 2 shards → {name}. When all are there: `" in said.stderr
+    assert f"`spg-pipe finish {name}`" in said.stderr
     assert "The images are those of artifacts/manifests/left-test.parquet" in said.stderr
     assert must(spg("finish", name, "--json", cwd=folder)) == must(
         spg("finish", name, "--json", cwd=folder)

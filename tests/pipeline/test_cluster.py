@@ -124,6 +124,22 @@ def test_units_are_submitted_as_room_is_for_them(workers):
     assert os.getpid() not in {process for _, process in answers.values()}
 
 
+def test_a_quarter_of_the_window_is_one_submission(workers, monkeypatch):
+    sizes: list[int] = []
+    submit = workers._submit
+
+    def noted(name: str, numbered: list[Any]) -> Any:
+        sizes.append(len(numbered))
+        return submit(name, numbered)
+
+    monkeypatch.setattr(workers, "_submit", noted)
+    monkeypatch.setattr(workers, "_room", lambda: 16)
+    with workers.serving(Squares()) as results:
+        assert sorted(unit for unit, _ in results(range(100, 160))) == [*range(100, 160)]
+    assert (sizes[0], sum(sizes)) == (16, 60)
+    assert len([size for size in sizes if 0 < size < 4]) <= 1  # the last
+
+
 def test_an_error_of_a_unit_is_the_runs(workers):
     with (
         workers.serving(Squares()) as results,
@@ -198,7 +214,7 @@ def test_a_scheduler_that_is_killed_is_one_message(tmp_path, monkeypatch, capfd)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests"), str(ROOT)]))
     started = []
     try:
-        for process in units.processes(tmp_path):
+        for process in units.processes(tmp_path, 2):
             started.append(process)
             where = units.address(tmp_path / "scheduler.json")
         with cluster.opened(where, print) as opened, opened.serving(Squares()) as results:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 from tiny import TinyBackbone
+from typer.testing import CliRunner
 
+from spg_pipe.cli.main import app
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.plan import (
     COUNTS,
@@ -78,6 +80,16 @@ def test_a_gallery_is_bounded_and_requests_grow_with_images():
     # 1.6 MB an image: two requests a batch of eight, and the prefix tokens of each shard.
     assert few["score"].requests == 500 * 2 + 63 + 1 + 3 + 11 + 2
     assert 90 < many["score"].requests / few["score"].requests < 110
+
+
+def test_more_categories_than_images_are_refused():
+    done = CliRunner().invoke(app, ["plan", "--images", "3", "--categories", "4"])
+    assert str(done.exception) == "--categories 4 are more than --images 3: say fewer."
+
+
+def test_columns_are_as_wide_as_their_content():
+    text = as_text(list(planned(10**15, workers=10**6).values()), 10**6)
+    assert len({len(line) for line in text.splitlines()}) == 1
 
 
 def test_a_line_through_noise_never_falls():

@@ -63,6 +63,12 @@ main()
 """`spg-pipe …` that stops before its first folder gets its name."""
 
 
+@pytest.fixture(autouse=True)
+def heard() -> None:
+    """A shell starts what it runs in the background deaf to Ctrl-C, and what that starts is, too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @contextmanager
 def started(*words: object, cwd: Path) -> Iterator[subprocess.Popen[str]]:
     """A process in a session of its own, as a shell's job is a group of its own."""

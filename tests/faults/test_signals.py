@@ -65,7 +65,7 @@ main()
 
 @pytest.fixture(autouse=True)
 def heard() -> None:
-    """A shell starts what it runs in the background deaf to Ctrl-C, and what that starts is, too."""
+    """What a shell runs in the background ignores Ctrl-C, and so would all that it starts."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

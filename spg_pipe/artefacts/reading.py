@@ -82,15 +82,22 @@ def unreadable(path: Path | str, error: Exception, to: str = "read", advice: str
         cause += f". {LESS_MEMORY}"
     if type(error).__module__ == "builtins" and isinstance(error, OSError) and error.errno:
         cause = told(OSError(error.errno, cause))
-    return SpgError(f"{path} cannot be {to}: {cause}" + (f". {advice}" if advice else ""))
+    if advice:
+        cause = f"{cause.removesuffix('.')}. {advice}"
+    return SpgError(f"{path} cannot be {to}: {cause}")
 
 
 def damaged(path: Path | str, what: str, fault: str, command: str) -> DamagedError:
     """The error of an artefact's file that is there but is not what was written."""
-    again = f"run `{command}` again with the same options"
-    if "://" in str(path):  # where nothing is replaced
-        again = "remove the store with the tool of its file system and make it anew"
+    again = made_anew(path, f"run `{command}` again with the same options")
     return DamagedError(f"{path} is not a whole {what}: {fault}. Copy it again, or {again}.")
+
+
+def made_anew(path: Path | str, here: str) -> str:
+    """How a store is made again: what it takes `here`, or elsewhere, where nothing is replaced."""
+    if "://" not in str(path):
+        return here
+    return "remove the store with the tool of its file system and make it anew"
 
 
 def in_words(error: Exception) -> str:

@@ -13,7 +13,7 @@ from typer import Argument, Option
 from spg_pipe.errors import SpgError, UsageError
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.run import CLUSTER, RecipeRun
-from spg_pipe.recipe.data import LARGEST_SEED, LARGEST_SIDE
+from spg_pipe.recipe.data import LARGEST_SEED, LARGEST_SIDE, whole_number
 from spg_pipe.recipe.machine import local_workers
 from spg_pipe.recipe.params import (
     DEFAULT_PARAMS,
@@ -249,10 +249,10 @@ def names_of(option: str, value: str | None, example: str) -> list[str] | None:
 
 def shards_of(text: str) -> tuple[int, int]:
     """The two numbers of `--shards A:B`; a `UsageError` if they are none."""
-    first, _, end = text.partition(":")
-    if not (text.isascii() and first.isdecimal() and end.isdecimal()):
+    first, _, end = map(whole_number, text.partition(":"))
+    if first is None or end is None:
         raise UsageError(f"--shards {text!r}: expected A:B, for instance 0:4 for the first four.")
-    return int(first), int(end)
+    return first, end
 
 
 def sides_of(tiles: str | None) -> list[int] | None:

@@ -17,6 +17,7 @@ from spg_pipe.cli.options import (
     shared,
 )
 from spg_pipe.errors import UsageError
+from spg_pipe.recipe.data import whole_number
 
 
 @shared("weights", "overrides", *VIEW, "device", *DECIDING, "verbose", "quiet", "as_json")
@@ -78,9 +79,10 @@ def _most(overlays: str) -> int | None:
     kind, colon, number = overlays.partition(":")
     if overlays in ("all", "none"):
         return None if overlays == "all" else 0
-    if kind != "top" or not colon or not number.isdecimal() or int(number) == 0:
+    most = whole_number(number)
+    if kind != "top" or not colon or not most:
         raise UsageError(f"--overlays {overlays!r}: expected all, none or top:N, as top:20.")
-    return int(number)
+    return most
 
 
 COMMANDS = (predict,)

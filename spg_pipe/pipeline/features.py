@@ -169,6 +169,9 @@ def extract_shards(
     for those, words in ((done.there, "were there"), (done.held, "are left to other processes")):
         if those:
             run.console.say(f"Shards {ranges_of(those)} {words}.")
+    if (spec := begun(path)) and spec.complete:
+        run.console.say(f"{dataset.name}: {path} is finished.")
+        return done
     computed = f"computed {len(done.written)} of {counted(work.spec.shards, 'shard')}"
     run.console.say(
         f"{dataset.name}: {computed} → {path}. "

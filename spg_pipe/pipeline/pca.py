@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from spg_pipe.artefacts.files import write_bytes
 from spg_pipe.decision.heat_maps import outline
 from spg_pipe.errors import SpgError, printable
+from spg_pipe.recipe.data import whole_number
 from spg_pipe.store.reader import FeatureStore
 
 MOST_IMAGES = 64
@@ -74,7 +75,7 @@ def chosen_rows(text: str, images: int) -> np.ndarray:
     Raises SpgError if it is neither, or a row is not one of the store's `images`.
     """
     parts = text.removesuffix(",").split(",")  # `5,` is the image 5 alone
-    numbers = [int(part) for part in parts if part.strip().isdecimal()]
+    numbers = [number for number in map(whole_number, parts) if number is not None]
     if len(numbers) == len(parts) <= MOST_IMAGES:
         if "," in text and max(numbers) < images:
             return np.array(numbers)

@@ -17,6 +17,7 @@ from spg_pipe.decision.maps import SIGMA
 from spg_pipe.decision.rules import Published
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError, counted, one_line
+from spg_pipe.images.decoding import pixel_limit
 from spg_pipe.images.files import content_ids
 from spg_pipe.images.notes import file_notes, look_at, peak_of
 from spg_pipe.pipeline.console import Console
@@ -242,6 +243,7 @@ def _draw_highest(
 
 def ready(ask: Ask, console: Console) -> Ready:
     """Find the images, load what judges them, and say what is to be said of both."""
+    pixel_limit()  # refuses a wrong setting once, not for each image
     detector = Detector.load(ask.detector)
     exif = detector.record.protocol.exif_of_own_images
     items = _items(ask)

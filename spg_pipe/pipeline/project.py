@@ -127,7 +127,7 @@ def init_dvc(folder: Path, *, git: bool) -> None:
 
 def run_dvc(folder: Path, *arguments: str, quiet: bool) -> int:
     """The exit code of `dvc …` in a folder; the stages' `python` is this one."""
-    environment = dict(os.environ)
+    environment = os.environ | {"DVC_NO_ANALYTICS": "1"}  # `dvc init` has no settings yet
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     output = subprocess.DEVNULL if quiet else None
     command = [sys.executable, "-m", "dvc", *arguments]

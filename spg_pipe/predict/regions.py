@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import ConfigDict, Field
 from scipy.ndimage import find_objects
 
-from spg_pipe.artefacts.record import Count, Record, Size
+from spg_pipe.artefacts.record import Count, ImageSide, Record
 from spg_pipe.metrics.operating import above
 from spg_pipe.metrics.regions import label_regions
 
@@ -32,7 +32,7 @@ class RunLengths(Record):
 
     model_config = PUBLISHED
 
-    size: tuple[Size, Size]
+    size: tuple[ImageSide, ImageSide]
     """Height and width of the image, pixels."""
     counts: tuple[Count, ...]
     """Pixels outside, inside, outside, …: column after column, each from its top."""
@@ -50,7 +50,7 @@ class Region(Record):
 
     number: Annotated[int, Field(ge=1)]
     """From 1, the highest peak first."""
-    bbox: tuple[Count, Count, Size, Size]
+    bbox: tuple[Count, Count, ImageSide, ImageSide]
     """Left, top, width, height."""
     area: Annotated[int, Field(ge=1)]
     """Pixels."""

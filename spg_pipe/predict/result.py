@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
-from spg_pipe.artefacts.record import Count, Record, Size, first_fault
+from spg_pipe.artefacts.record import Count, ImageSide, Record, first_fault
 from spg_pipe.bank.normal_patches import KNOWN
 from spg_pipe.bank.record import ABOVE, DEVIATION
 from spg_pipe.decision.calibration import Limits
@@ -67,8 +67,8 @@ class Result(Record):
     """… of how many."""
     parts: dict[str, float]
     """What the score is made of: share_… add up to the score less the detector's bias."""
-    height: Size
-    width: Size
+    height: ImageSide
+    width: ImageSide
     peak: Unit
     """The map's highest value."""
     peak_row: Count

@@ -1,5 +1,6 @@
 """What a recipe says of its data: sets to make, datasets on disk, directions between them."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -36,6 +37,11 @@ Precision = Annotated[
 ]
 """How a network may compute. float32 goes without saying, so that no recipe or record from before
 there was a choice has changed."""
+
+
+def whole_number(text: str) -> int | None:
+    """The number that up to 18 digits mean; None for any other text."""
+    return int(text) if re.fullmatch("[0-9]{1,18}", text.strip()) else None
 
 
 def _no_url(value: object) -> object:

@@ -44,7 +44,8 @@ def local_workers(cluster: str | None) -> int | None:
     A `UsageError` if it is neither.
     """
     kind, colon, number = (cluster or "").partition(":")
-    if cluster is None or (kind != "local" and _ADDRESS.fullmatch(cluster)):
+    address = kind != "local" and _ADDRESS.fullmatch(cluster or "")
+    if cluster is None or (address and int(cluster.rpartition(":")[2]) < 2**16):
         return None
     if kind == "local" and not colon:
         return cpu_workers(None)

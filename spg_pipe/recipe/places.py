@@ -10,9 +10,18 @@ Place = Path | str
 
 
 def place_of(text: str) -> Place:
-    """What an option or a recipe names; an `SpgError` for an address that holds a secret."""
+    """What an option or a recipe names; an `SpgError` for an address that holds a secret, and for
+    one that is none."""
     refuse_secrets(text)
     scheme, colon, rest = text.partition("://")
+    if not text.strip():
+        raise SpgError("The name of a place is empty: expected a folder or a URL (s3://bucket/x).")
+    if re.match("[A-Za-z][A-Za-z0-9+.-]+:/[^/]", text) or re.match("(?i)file://[^/]", text):
+        slashes = "file:///folder" if scheme.lower().startswith("file") else "s3://bucket/x"
+        raise SpgError(
+            f"{text} lacks a slash for an address such as {slashes}. For a folder of that name "
+            f"write ./{text}"
+        )
     if not colon or scheme.lower() == "file":
         return Path(rest if colon else text)
     return f"{scheme.lower()}://{rest.rstrip('/')}"

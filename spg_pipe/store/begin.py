@@ -19,9 +19,9 @@ from spg_pipe.store.files import StoreFiles, is_damaged_store, read_attributes
 from spg_pipe.store.format import (
     COMMAND,
     IMAGE_TABLE,
-    REMAKE,
     StoreSpec,
     create_arrays,
+    remade,
     write_small,
 )
 from spg_pipe.store.parts import PARTS
@@ -146,7 +146,7 @@ def refuse_what_is_no_store(path: Path) -> None:
 def _refuse_other_content(path: Path, spec: StoreSpec, manifest: Manifest) -> None:
     """Raise SpgError if a store is in the place, with what differs."""
     if is_damaged_store(path):
-        raise SpgError(f"{path} is a store with a damaged zarr.json: write it anew with {REMAKE}.")
+        raise SpgError(f"{path} is a store with a damaged zarr.json: {remade(path)}.")
     if there := read_attributes(path):
         differs = what_differs(there, spec, manifest)
         raise SpgError(

@@ -4,13 +4,15 @@ A lock ends with its process, however that dies. Over several machines it needs 
 knows it there, too (docs/scale.md).
 """
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from spg_pipe.errors import SpgError
+from spg_pipe.artefacts.files import refuse_link
+from spg_pipe.errors import SpgError, told
 
 PATIENCE = 30.0
 """Seconds that a writer of shards waits for a process that begins or finishes the store."""
@@ -20,15 +22,19 @@ def locked(path: Path, patience: float = 0.0) -> FileLock:
     """The lock on a store's place, `.<store>.lock` beside it; taken at once, or in so many seconds.
 
     The empty file stays: removing a locked file would let two processes lock two files of the same
-    name. Raises SpgError if another process holds it.
+    name. Raises SpgError if another process holds it, or the store's place is a link, which would
+    have another lock than the store.
     """
     if not path.name:
         raise SpgError(f"{path} is no place for a store. Name a folder of its own.")
+    refuse_link(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
         lock.acquire(timeout=patience, blocking=patience > 0)
     except Timeout as error:
+        if not Path(lock.lock_file).exists():  # a folder such as /proc
+            raise SpgError(told(OSError(errno.ENOENT, "", lock.lock_file))) from error
         raise SpgError(
             f"Another process is writing {path}. Wait for it to end, stop it, or write "
             "to another place with --out."

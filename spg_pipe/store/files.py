@@ -94,7 +94,9 @@ class StoreFiles:
         self.place = place
         with self._access():
             self._fs: Any
-            if str(place).partition("://")[0] in _OBJECT_STORES and find_spec("obstore"):
+            if "://" not in str(place):  # fsspec would take a::b for two places
+                self._fs, self._root = LocalFileSystem(), str(place)
+            elif str(place).partition("://")[0] in _OBJECT_STORES and find_spec("obstore"):
                 self._fs, self._root = _Objects(str(place)), ""
             else:
                 self._fs, self._root = url_to_fs(str(place))

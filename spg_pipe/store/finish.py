@@ -49,6 +49,9 @@ def finish_store(path: Place) -> FeatureStore:
     if not path.exists():
         raise SpgError(f"{path} does not exist. Check the path, or begin it: `spg-pipe extract`.")
     refuse_what_is_no_store(path)
+    spec = begun(path)
+    if spec is not None and spec.complete and not (path / PARTS).exists():
+        return FeatureStore(path)  # perhaps on a disk where no lock can be made
     with holding(path):
         spec = begun(path)
         if spec is None:

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from zarr.codecs import ZstdCodec
 
 from spg_pipe.artefacts.files import fingerprint, write_bytes
+from spg_pipe.artefacts.reading import made_anew
 from spg_pipe.artefacts.record import LARGEST_SIDE, Count, LayerName, Name, Record, Size, inside
 from spg_pipe.backbones.spec import LABELS, BackboneSpec
 from spg_pipe.datasets.manifest import Skipped
@@ -20,9 +21,14 @@ SHARD_INDEX = "shards.json"
 ZSTD_LEVEL = 3
 """Of masks, which shrink a hundredfold, and of tokens where `compressor` is zstd."""
 COMMAND = "spg-pipe extract --replace"
-REMAKE = f"`{COMMAND}` and the same options (such as --split and --out)"
 _MOST_VALUES = 64 * LARGEST_SIDE**2
 """Of a shard's masks, and of an image's tokens in a layer."""
+
+
+def remade(place: Path | str) -> str:
+    """What to do with a damaged store, in a sentence: "To mend it, …"."""
+    same = f"make it again with `{COMMAND}` and the same options (such as --split and --out)"
+    return made_anew(place, same)
 
 
 class LayerShape(Record):

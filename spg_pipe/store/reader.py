@@ -19,13 +19,13 @@ from spg_pipe.store.files import StoreFiles
 from spg_pipe.store.format import (
     COMMAND,
     IMAGE_TABLE,
-    REMAKE,
     SCHEMA_VERSION,
     SHARD_INDEX,
     StoreSpec,
     array_forms,
     decode_mask,
     encode_mask,
+    remade,
     require_values,
     seal_of,
 )
@@ -68,14 +68,14 @@ class FeatureStore:
             listed = self.files.read(SHARD_INDEX, MOST_BYTES)
         except FileNotFoundError as error:
             raise SpgError(
-                f"{self.path} has no {SHARD_INDEX}; make it again with {REMAKE}."
+                f"{self.path} has no {SHARD_INDEX}; to mend it, {remade(self.path)}."
             ) from error
         self.entries = self._listed(listed)
         self._unchanged = Unchanged(self.files.local, self.fingerprint)
         faults = self.file_faults() if check_files else []
         if faults:
             more = f" (and {len(faults) - 1} more: `spg-pipe verify`)" if len(faults) > 1 else ""
-            raise SpgError(f"{self.path}: {faults[0]}{more}; make it again with {REMAKE}.")
+            raise SpgError(f"{self.path}: {faults[0]}{more}; to mend it, {remade(self.path)}.")
         self.raw = self.spec.compressor == "none" and not plain
         """Whether tokens are read at their offsets, not through zarr-python."""
         self._arrays: dict[str, np.ndarray] = {}
@@ -87,12 +87,12 @@ class FeatureStore:
         if not isinstance(attributes, dict) or "schema" not in attributes:
             raise SpgError(
                 f"{self.path} is not a feature store, or its zarr.json is damaged. Check the path, "
-                f"or make it with `spg-pipe extract`; a damaged store with {REMAKE}."
+                f"or make it with `spg-pipe extract`; to mend it, {remade(self.path)}."
             )
         if attributes["schema"] != SCHEMA_VERSION:
             raise SpgError(
                 f"{self.path} is a store of schema {shown(attributes['schema'])}; this version "
-                f"reads schema {SCHEMA_VERSION}. Make it again with {REMAKE}."
+                f"reads schema {SCHEMA_VERSION}. To use it, {remade(self.path)}."
             )
         if not attributes.get("complete"):
             raise NotThereError(

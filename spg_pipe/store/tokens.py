@@ -15,7 +15,7 @@ from spg_pipe.artefacts.reading import damaged, reading, unreadable
 from spg_pipe.errors import DamagedError, SpgError
 from spg_pipe.store.cache import REQUEST_BYTES
 from spg_pipe.store.files import StoreFiles, read_attributes
-from spg_pipe.store.format import COMMAND, REMAKE, StoreSpec
+from spg_pipe.store.format import COMMAND, StoreSpec, remade
 from spg_pipe.store.shards import ShardEntry, chunk_file, crc32c
 
 READ_THREADS = 4
@@ -214,7 +214,7 @@ class RawTokens(TokenArray):
         self._unchanged.require()  # a replaced store explains any fault
         return SpgError(
             f"{self._path(shard)} {what}. Check the disk, and the store with `spg-pipe verify`; "
-            f"make it again with {REMAKE}."
+            f"to mend it, {remade(self._path(shard))}."
         )
 
     def _path(self, shard: int) -> Path | str:

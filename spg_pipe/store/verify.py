@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from spg_pipe.errors import DamagedError, SpgError
-from spg_pipe.store.format import REMAKE
+from spg_pipe.store.format import remade
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.shards import ShardEntry, crc32c
 
@@ -54,5 +54,5 @@ def require_intact(path: Path | str, faults: list[str]) -> None:
     """Raise one SpgError that lists the faults, if there are any."""
     if faults:
         raise SpgError(
-            f"{path} is damaged:\n  " + "\n  ".join(faults) + f"\nMake it again with {REMAKE}."
+            f"{path} is damaged:\n  " + "\n  ".join(faults) + f"\nTo mend it, {remade(path)}."
         )

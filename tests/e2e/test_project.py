@@ -45,13 +45,18 @@ def paste(commands: str, cwd: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_printed_commands_run_the_pipeline_in_ones_own_git_repository(tmp_path: Path) -> None:
+def test_the_printed_commands_run_the_pipeline_in_ones_own_git_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (reports := tmp_path / "reports").mkdir()
+    monkeypatch.setenv("TMPDIR", str(reports))
     repository = tmp_path / "my repo"
     repository.mkdir()
     (repository / ".gitignore").write_text("*.tmp")
     must(run("git", "init", "-q", cwd=repository))
     images = parts(repository)
     printed = must(spg("init", repository, "--data", images, cwd=tmp_path))
+    assert [*reports.iterdir()] == []  # DVC has nothing to tell its makers
     recipe = repository / "params.yaml"
     assert load_params(recipe).datasets[0].root == Path("parts")
     assert "# one detector for each" in recipe.read_text()

@@ -92,6 +92,7 @@ def test_shards_that_cannot_be_are_refused(again, options, message):
     [
         ("extract", *LEFT, "--shards", "1"),
         ("extract", *LEFT, "--shards", "a:b"),
+        ("extract", *LEFT, "--shards", f"0:{'1' * 5000}"),
         ("score", "--cluster", "local:0"),
     ],
 )

@@ -92,7 +92,9 @@ def test_images_are_rows_or_a_count(text: str, rows: list[int]) -> None:
     assert chosen_rows(text, 16).tolist() == rows
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1,", "16,", "1,x", "1,,2", ",", "1.5", "65", "²"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "-1,", "16,", "1,x", "1,,2", ",", "1.5", "65", "²", "1" * 5000]
+)
 def test_what_is_neither_is_refused(text: str) -> None:
     with pytest.raises(SpgError, match=r"--images .*: expected up to 64 row numbers.* The store"):
         chosen_rows(text, 16)

@@ -129,6 +129,12 @@ def test_a_bad_file_is_told_counted_and_left_out(ask, images, capsys):
         predict_images(ask, Console(0))
 
 
+def test_a_wrong_setting_is_no_fault_of_the_images(ask, monkeypatch):
+    monkeypatch.setenv("SPG_MAX_MEGAPIXELS", "abc")
+    with pytest.raises(SpgError, match=r"^The environment variable SPG_MAX_MEGAPIXELS is 'abc'"):
+        predict_images(ask, Console(0))
+
+
 def test_a_stopped_run_goes_on_and_ends_as_an_unbroken_one(images, out, run):
     unbroken = images.parent / "unbroken"
     run(images, unbroken)

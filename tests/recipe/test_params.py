@@ -244,3 +244,7 @@ def test_a_place_is_a_folder_or_a_url_in_one_spelling():
     places = {"a/b": Path("a/b"), "file:///a/b": Path("/a/b"), "FILE:///a": Path("/a")}
     places |= {"S3://Bucket/x/": "s3://Bucket/x", "s3://": "s3://"}
     assert {text: place_of(text) for text in places} == places
+    assert place_of("C:/a") == Path("C:/a")
+    for text in ("", " ", "s3:/bucket/x", "file://a/b"):
+        with pytest.raises(SpgError, match=r"is empty: expected|lacks a slash.* write \./"):
+            place_of(text)

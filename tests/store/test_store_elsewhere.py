@@ -21,7 +21,7 @@ from spg_pipe.store.extract import Extraction, SharedExtract
 from spg_pipe.store.files import StoreFiles
 from spg_pipe.store.finish import finish_store
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.store.verify import verify
+from spg_pipe.store.verify import require_intact, verify
 
 HOW = Extraction(batch_images=4, shard_images=6)
 RECORD = "a.zarr/parts/1.json"
@@ -229,6 +229,11 @@ def test_a_damaged_store_is_not_to_be_replaced_where_nothing_is(bucket, tiny_man
     with pytest.raises(DamagedError, match=r"remove the store with the tool of its") as error:
         FeatureStore(URL).tokens("1", np.arange(6))
     assert "--replace" not in str(error.value)
+    with pytest.raises(SpgError, match=r"To mend it, remove the store with the tool") as error:
+        require_intact(URL, ["it is damaged"])
+    del bucket.objects[name]
+    with pytest.raises(SpgError, match=r"to mend it, remove the store with the tool") as error:
+        FeatureStore(URL)
 
 
 def test_no_secret_is_in_what_is_written(bucket, tiny_manifest):

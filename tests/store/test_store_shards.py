@@ -187,6 +187,34 @@ def test_a_folder_that_is_no_place_of_its_own_is_refused(tiny_manifest, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_link_in_the_place_of_a_store_is_refused(tiny_manifest, tmp_path):
+    """Its store would have another lock, and another content would replace the link."""
+    (tmp_path / "a.zarr").symlink_to(tmp_path / "b.zarr")
+    with pytest.raises(SpgError, match=r"a\.zarr is a link to .*b\.zarr; a folder"):
+        shards(tiny_manifest, tmp_path / "a.zarr", 0, 1)
+    with pytest.raises(SpgError, match=r"is a link to"):
+        extracted(tiny_manifest, tmp_path / "a.zarr")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zarr"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_folder_in_which_no_lock_can_be_made_is_no_other_process(tiny_manifest):
+    with pytest.raises(SpgError, match=r"No such file or directory: /proc/\.a\.zarr\.lock"):
+        extracted(tiny_manifest, Path("/proc/a.zarr"))
+
+
+def test_a_finished_store_is_finished_where_no_lock_can_be_made(tiny_store, monkeypatch):
+    monkeypatch.setattr("spg_pipe.store.finish.holding", None)
+    assert finish_store(tiny_store.path).fingerprint == tiny_store.fingerprint
+
+
+def test_a_folder_whose_name_fsspec_would_take_for_two_is_one(tiny_store, tiny_manifest, tmp_path):
+    place = tmp_path / "a::b.zarr"
+    shards(tiny_manifest, place, 0, 3)
+    finish_store(place)
+    assert files(place) == files(tiny_store.path)
+
+
 @pytest.mark.parametrize("damage", ["tokens", "record", "other record", "table"])
 def test_what_is_damaged_before_the_finish_is_made_again(
     tiny_store, tiny_manifest, tmp_path, damage
@@ -304,6 +332,7 @@ def test_locks_of_others_stay_and_a_link_to_a_folder_of_them_is_refused(tiny_man
     shutil.move(locks, outside)
     (outside / "7.lock").touch()
     locks.symlink_to(outside)
+    (place / "parts").mkdir()  # as a finish leaves it that is killed
     with pytest.raises(SpgError, match="is a link to"):
         finish_store(place)
     assert (outside / "7.lock").exists()

@@ -166,8 +166,7 @@ def fresh_folder(path: Path) -> Iterator[Path]:
     An artefact is therefore either the old one, or the new one as a whole, also after a power
     failure: every file in it is fsynced first.
     """
-    refuse_link(path)
-    if path.exists() and not path.is_dir():
+    if path.is_file():  # one look: another process may put its folder there just now
         raise SpgError(f"{path} is a file; a folder is to be written there. Move it away.")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (_beside(path, end) for end in ("tmp", "old"))
@@ -186,15 +185,6 @@ def fresh_folder(path: Path) -> Iterator[Path]:
     finally:
         for rest in (temporary, old):
             _remove(rest)
-
-
-def refuse_link(path: Path) -> None:
-    """Raise SpgError for a link: a folder in its place would leave what it means as it was."""
-    if path.is_symlink():
-        raise SpgError(
-            f"{path} is a link to {path.readlink()}; a folder is to be written there. Name that "
-            "folder itself, or remove the link."
-        )
 
 
 def _put_in_place(temporary: Path, path: Path, old: Path) -> None:

@@ -94,7 +94,8 @@ def damaged(path: Path | str, what: str, fault: str, command: str) -> DamagedErr
 
 
 def made_anew(path: Path | str, here: str) -> str:
-    """How a store is made again: what it takes `here`, or elsewhere, where nothing is replaced."""
+    """What to do with a damaged artefact: `here` if it lies on this machine's disks; behind a URL
+    nothing is replaced."""
     if "://" not in str(path):
         return here
     return "remove the store with the tool of its file system and make it anew"

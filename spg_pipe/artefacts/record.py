@@ -65,7 +65,7 @@ Count = Annotated[int, Field(ge=0, le=10**12)]
 Size = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
 """Pixels or patches along a side."""
 ImageSide = Annotated[int, Field(ge=1, le=10**9)]
-"""Pixels of an original image's side: how many it has is bounded when it is read."""
+"""Pixels of an original image's side; SPG_MAX_MEGAPIXELS bounds the area when it is read."""
 Figure = Annotated[float, Field(ge=-1e9, le=1e9)]
 """A number of a formula: sums and products of these and of tokens do not overflow."""
 Deviation = Annotated[float, Field(ge=1e-13, le=1e9)]

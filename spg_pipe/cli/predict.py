@@ -76,11 +76,11 @@ def predict(
 
 def _most(overlays: str) -> int | None:
     """How many images `--overlays` means; None: all. A `UsageError` if it cannot be read."""
-    kind, colon, number = overlays.partition(":")
+    kind, _, number = overlays.partition(":")
     if overlays in ("all", "none"):
         return None if overlays == "all" else 0
     most = whole_number(number)
-    if kind != "top" or not colon or not most:
+    if kind != "top" or not most:
         raise UsageError(f"--overlays {overlays!r}: expected all, none or top:N, as top:20.")
     return most
 

@@ -4,6 +4,7 @@ One scale of colours serves a whole set of images, so that two overlays can be c
 never stretched to its own range: that would paint every normal image red somewhere.
 """
 
+import io
 from functools import cache
 
 import numpy as np
@@ -15,6 +16,8 @@ COLOUR_MAP = "inferno"
 OPACITY = 0.65
 """Share of the colour in an overlay; the rest is the photograph. The same for every value, so that
 equal steps of the map stay equal steps of lightness."""
+_LONGEST = 65_500
+"""Pixels of a JPEG's side."""
 _BAND = 2**16
 """Pixels at once, whose memory is used again: fresh pages would take most of the time."""
 
@@ -113,3 +116,13 @@ def _palettes() -> tuple[np.ndarray, np.ndarray]:
     greys = np.rint(np.arange(256) * (1 - OPACITY))[:, None].repeat(4, axis=1)
     both = [table.astype(np.uint8).view(np.uint32).reshape(-1) for table in (colours, greys)]
     return both[0], both[1]
+
+
+def jpeg(picture: Image.Image, quality: int) -> bytes:
+    """A picture as JPEG, made smaller if it has a longer side than a JPEG can have."""
+    data = io.BytesIO()
+    if max(picture.size) > _LONGEST:
+        picture = picture.convert("RGB")
+        picture.thumbnail((_LONGEST, _LONGEST))
+    picture.save(data, "JPEG", quality=quality)
+    return data.getvalue()

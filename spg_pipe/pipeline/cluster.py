@@ -153,7 +153,8 @@ class Workers:
             room = self._room()
             free = room - len(running)
             if free >= max(1, room // _PARTS) or not running:
-                running |= self._submit(name, list(islice(numbered, max(free, 1))))
+                together = list(islice(numbered, max(free, 1)))
+                running |= self._submit(name, together) if together else {}
             if not running:
                 return
             for future in self._ended(running):
@@ -181,9 +182,7 @@ class Workers:
         # Of each unit its own key: of an equal one Dask would give the earlier result.
         keys = [f"{name}-{next(self._submitted)}" for _ in numbered]
         units = [unit for _, unit in numbered]
-        futures = (
-            self._client.map(partial(_unit, name), units, key=keys, pure=False) if keys else []
-        )
+        futures = self._client.map(partial(_unit, name), units, key=keys, pure=False)
         return dict(zip(futures, numbered, strict=True))
 
     def _ended(self, running: Mapping[Future, object]) -> list[Future]:

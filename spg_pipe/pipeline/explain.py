@@ -1,6 +1,5 @@
 """`explain --split`: why a store's images have their scores."""
 
-import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -12,7 +11,7 @@ import torch
 
 from spg_pipe.artefacts.files import fresh_folder, write_bytes
 from spg_pipe.datasets.walk import EXPLAINED, EXPLANATIONS
-from spg_pipe.decision.heat_maps import eight_bit
+from spg_pipe.decision.heat_maps import eight_bit, jpeg
 from spg_pipe.decision.maps import anomaly_maps, shown_range
 from spg_pipe.decision.rules import Rule
 from spg_pipe.detector.judge import judge
@@ -116,12 +115,11 @@ def _draw(item: Explained, folder: Path, shown: tuple[float, float], faults: lis
     """Write an image's picture, or note why not; False if its photograph cannot be read."""
     if (pixels := item.pixels()) is None:
         return False
-    data, file = io.BytesIO(), picture_path(item.path, EXPLAINED)
-    picture = draw(*pixels, item.explanation, item.number, shown)
-    picture.save(data, format="JPEG", quality=QUALITY)
+    file = picture_path(item.path, EXPLAINED)
+    picture = jpeg(draw(*pixels, item.explanation, item.number, shown), QUALITY)
     try:
         with naming(file, folder):
-            write_bytes(folder / file, data.getvalue())
+            write_bytes(folder / file, picture)
     except OSError as error:  # it costs no line
         faults.append(error)
     return True

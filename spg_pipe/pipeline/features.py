@@ -22,7 +22,7 @@ from spg_pipe.recipe.params import Dataset
 from spg_pipe.recipe.places import Place, from_root
 from spg_pipe.store import extract as writing
 from spg_pipe.store.begin import begun
-from spg_pipe.store.claims import ranges_of
+from spg_pipe.store.claims import ranges_of, refuse_link
 from spg_pipe.store.compute import Progress, inputs_at_once
 from spg_pipe.store.finish import finish_store
 from spg_pipe.store.format import StoreSpec
@@ -169,14 +169,11 @@ def extract_shards(
     for those, words in ((done.there, "were there"), (done.held, "are left to other processes")):
         if those:
             run.console.say(f"Shards {ranges_of(those)} {words}.")
-    if (spec := begun(path)) and spec.complete:
-        run.console.say(f"{dataset.name}: {path} is finished.")
-        return done
-    computed = f"computed {len(done.written)} of {counted(work.spec.shards, 'shard')}"
-    run.console.say(
-        f"{dataset.name}: {computed} → {path}. "
-        f"When all are there: `spg-pipe finish {shlex.quote(str(path))}`"
-    )
+    spec, of = begun(path), counted(work.spec.shards, "shard")
+    then = f"When all are there: `spg-pipe finish {shlex.quote(str(path))}`"
+    if spec is not None and spec.complete:
+        then = "The store is finished."
+    run.console.say(f"{dataset.name}: computed {len(done.written)} of {of} → {path}. {then}")
     return done
 
 
@@ -304,6 +301,8 @@ def _place(run: RecipeRun, dataset: Dataset, manifest: Manifest, out: Place | No
             "store would be taken for images. Name a place outside."
         )
     path = out or run.paths.store(dataset, manifest.selection)
+    if isinstance(path, Path):
+        refuse_link(path)  # workers are given what it means
     if manifest.selection and from_root(path) == from_root(run.paths.store(dataset)):
         raise SpgError(
             f"{path} is the place of the whole dataset {dataset.name}, not of a part of it "

@@ -75,7 +75,7 @@ def chosen_rows(text: str, images: int) -> np.ndarray:
     Raises SpgError if it is neither, or a row is not one of the store's `images`.
     """
     parts = text.removesuffix(",").split(",")  # `5,` is the image 5 alone
-    numbers = [number for number in map(whole_number, parts) if number is not None]
+    numbers = [n for part in parts if (n := whole_number(part.strip())) is not None]
     if len(numbers) == len(parts) <= MOST_IMAGES:
         if "," in text and max(numbers) < images:
             return np.array(numbers)

@@ -209,12 +209,11 @@ def as_text(plans: list[StagePlan], workers: int) -> str:
         numbers = f"{each.requests:,}", str(each.workers)
         seconds = _duration(each.seconds), _duration(each.worker_seconds)
         rows.append((each.stage, size, memory, seconds[0], *numbers, seconds[1]))
-    size = _bytes(sum(each.disk_bytes for each in plans))
-    seconds = (
-        _duration(sum(each.seconds for each in plans)),
-        _duration(sum(each.worker_seconds for each in plans)),
+    disk, alone, shared = (
+        sum(getattr(each, name) for each in plans)
+        for name in ("disk_bytes", "seconds", "worker_seconds")
     )
-    rows.append(("together", size, "", seconds[0], "", "", seconds[1]))
+    rows.append(("together", _bytes(disk), "", _duration(alone), "", "", _duration(shared)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])])

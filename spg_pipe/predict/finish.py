@@ -1,7 +1,6 @@
 """A judged image becomes a result: a line, and its pictures."""
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Callable, Collection
@@ -12,7 +11,7 @@ from pathlib import Path
 from spg_pipe.bank.normal_patches import KNOWN
 from spg_pipe.datasets.walk import EXPLAINED, MAPS, MASKS, OVERLAYS
 from spg_pipe.decision.calibration import Limits, by_hand
-from spg_pipe.decision.heat_maps import eight_bit
+from spg_pipe.decision.heat_maps import eight_bit, jpeg
 from spg_pipe.errors import SpgError
 from spg_pipe.explain.explanation import Explanation
 from spg_pipe.explain.lines import line_of as line_of_explanation
@@ -140,10 +139,8 @@ def draw_pictures(judged: JudgedImage, result: Result, how: Finish) -> Files:
 def _explanation_picture(
     judged: JudgedImage, explanation: Explanation, shown: tuple[float, float]
 ) -> bytes:
-    data, pixels = io.BytesIO(), eight_bit(judged.pixels)
-    picture = draw(pixels, judged.anomaly_map, explanation, judged.number, shown)
-    picture.save(data, format="JPEG", quality=QUALITY)
-    return data.getvalue()
+    pixels = eight_bit(judged.pixels)
+    return jpeg(draw(pixels, judged.anomaly_map, explanation, judged.number, shown), QUALITY)
 
 
 def picture_path(name: str, folder: str, ending: str = ".jpg") -> Path:

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from spg_pipe.decision.heat_maps import eight_bit, outline, overlay_rgbx
+from spg_pipe.decision.heat_maps import eight_bit, jpeg, outline, overlay_rgbx
 from spg_pipe.metrics.operating import above
 
 QUALITY = 90
@@ -36,26 +36,26 @@ def overlay_picture(
         painted = outline(painted, marked)
     size = (painted.shape[1], painted.shape[0])
     picture = Image.frombuffer("RGBX", size, painted, "raw", "RGBX", 0, 1)
-    return _encoded(picture if kind == "JPEG" else picture.convert("RGB"), kind)
+    return jpeg(picture, QUALITY) if kind == "JPEG" else _png(picture.convert("RGB"))
 
 
 def photograph_jpeg(pixels: np.ndarray) -> bytes:
     """A photograph (H, W, 3) uint8 or uint16 as `read_image` gives it, and so upright."""
-    return _encoded(Image.fromarray(eight_bit(pixels)), "JPEG")
+    return jpeg(Image.fromarray(eight_bit(pixels)), QUALITY)
 
 
 def map_png(anomaly_map: np.ndarray) -> bytes:
     """A map (H, W) float32 in [0, 1] as grey of 16 bits: value · 65535, rounded."""
-    return _encoded(Image.fromarray(np.rint(anomaly_map * np.float32(65535)).astype(np.uint16)))
+    return _png(Image.fromarray(np.rint(anomaly_map * np.float32(65535)).astype(np.uint16)))
 
 
 def mask_png(anomaly_map: np.ndarray, threshold: float) -> bytes:
     """The pixels of a map (H, W) above a threshold as grey of 8 bits: 255, all others 0."""
-    return _encoded(Image.fromarray(above(anomaly_map, threshold).astype(np.uint8) * 255))
+    return _png(Image.fromarray(above(anomaly_map, threshold).astype(np.uint8) * 255))
 
 
-def _encoded(picture: Image.Image, kind: Literal["JPEG", "PNG"] = "PNG") -> bytes:
+def _png(picture: Image.Image) -> bytes:
     data = io.BytesIO()
     # Level 1 makes maps of 16 bits no larger than 6, in two thirds of the time.
-    picture.save(data, kind, quality=QUALITY, compress_level=1)
+    picture.save(data, "PNG", compress_level=1)
     return data.getvalue()

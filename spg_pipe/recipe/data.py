@@ -40,8 +40,11 @@ there was a choice has changed."""
 
 
 def whole_number(text: str) -> int | None:
-    """The number that up to 18 digits mean; None for any other text."""
-    return int(text) if re.fullmatch("[0-9]{1,18}", text.strip()) else None
+    """What an option says with digits alone; None for other text, and beyond any count of things.
+
+    Python raises for more than 4,300 digits.
+    """
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
 
 def _no_url(value: object) -> object:

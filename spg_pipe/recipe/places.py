@@ -16,11 +16,12 @@ def place_of(text: str) -> Place:
     scheme, colon, rest = text.partition("://")
     if not text.strip():
         raise SpgError("The name of a place is empty: expected a folder or a URL (s3://bucket/x).")
-    if re.match("[A-Za-z][A-Za-z0-9+.-]+:/[^/]", text) or re.match("(?i)file://[^/]", text):
-        slashes = "file:///folder" if scheme.lower().startswith("file") else "s3://bucket/x"
+    if re.match("(?i)file://[^/]", text):
+        raise SpgError(f"{text} names no folder: expected {rest}, or file:///folder.")
+    if re.match("[A-Za-z][A-Za-z0-9+.-]+:/[^/]", text):
         raise SpgError(
-            f"{text} lacks a slash for an address such as {slashes}. For a folder of that name "
-            f"write ./{text}"
+            f"{text} has one slash where an address has two (s3://bucket/x). Write it so; or "
+            f"./{text} for a folder of that name."
         )
     if not colon or scheme.lower() == "file":
         return Path(rest if colon else text)

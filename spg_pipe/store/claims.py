@@ -4,15 +4,14 @@ A lock ends with its process, however that dies. Over several machines it needs 
 knows it there, too (docs/scale.md).
 """
 
-import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from spg_pipe.artefacts.files import refuse_link
-from spg_pipe.errors import SpgError, told
+from spg_pipe.errors import SpgError
 
 PATIENCE = 30.0
 """Seconds that a writer of shards waits for a process that begins or finishes the store."""
@@ -22,24 +21,35 @@ def locked(path: Path, patience: float = 0.0) -> FileLock:
     """The lock on a store's place, `.<store>.lock` beside it; taken at once, or in so many seconds.
 
     The empty file stays: removing a locked file would let two processes lock two files of the same
-    name. Raises SpgError if another process holds it, or the store's place is a link, which would
-    have another lock than the store.
+    name. Raises SpgError if another process holds it, or the place is a link; OSError where no file
+    can be made.
     """
     if not path.name:
         raise SpgError(f"{path} is no place for a store. Name a folder of its own.")
     refuse_link(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    file = path.with_name(f".{path.name}.lock")
+    # FileLock takes a file that cannot be made, as in /proc, for one that another process holds.
+    os.close(os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644))
+    lock = FileLock(file)
     try:
         lock.acquire(timeout=patience, blocking=patience > 0)
     except Timeout as error:
-        if not Path(lock.lock_file).exists():  # a folder such as /proc
-            raise SpgError(told(OSError(errno.ENOENT, "", lock.lock_file))) from error
         raise SpgError(
             f"Another process is writing {path}. Wait for it to end, stop it, or write "
             "to another place with --out."
         ) from error
     return lock
+
+
+def refuse_link(path: Path) -> None:
+    """Raise SpgError for a link in a store's place, which would have another lock than the store,
+    and which a store of other content would replace."""
+    if path.is_symlink():
+        raise SpgError(
+            f"{path} is a link to {path.readlink()}; a store is a folder. Name that folder itself, "
+            "or remove the link."
+        )
 
 
 @contextmanager

@@ -94,8 +94,8 @@ class StoreFiles:
         self.place = place
         with self._access():
             self._fs: Any
-            if "://" not in str(place):  # fsspec would take a::b for two places
-                self._fs, self._root = LocalFileSystem(), str(place)
+            if "://" not in str(place):  # fsspec reads a::b, file:a and ~a in ways of its own
+                self._fs, self._root = LocalFileSystem(), str(Path(place).absolute())
             elif str(place).partition("://")[0] in _OBJECT_STORES and find_spec("obstore"):
                 self._fs, self._root = _Objects(str(place)), ""
             else:

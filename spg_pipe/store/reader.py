@@ -87,12 +87,14 @@ class FeatureStore:
         if not isinstance(attributes, dict) or "schema" not in attributes:
             raise SpgError(
                 f"{self.path} is not a feature store, or its zarr.json is damaged. Check the path, "
-                f"or make it with `spg-pipe extract`; to mend it, {remade(self.path)}."
+                "or make it with `spg-pipe extract`; if it is a damaged store, "
+                f"{remade(self.path)}."
             )
         if attributes["schema"] != SCHEMA_VERSION:
             raise SpgError(
                 f"{self.path} is a store of schema {shown(attributes['schema'])}; this version "
-                f"reads schema {SCHEMA_VERSION}. To use it, {remade(self.path)}."
+                f"reads schema {SCHEMA_VERSION}. Take the version that made it, or "
+                f"{remade(self.path)}."
             )
         if not attributes.get("complete"):
             raise NotThereError(

@@ -68,6 +68,9 @@ def test_shards_by_two_commands_and_finish(alone, again):
         spg("finish", name, "--json", cwd=folder)
     )
     assert files(store(folder)) == files(store(alone))
+    said = spg("extract", *LEFT, "--shards", "0:2", cwd=folder).stderr
+    assert "left: computed 0 of 2 shards" in said
+    assert "The store is finished." in said
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_the_documented_cure_mends_a_foreign_and_an_empty_lock(
     refused = dvc("repro", cwd=repository)
     assert refused.returncode
     assert says in refused.stderr
-    assert says in page, "the page quotes what DVC says"
+    assert says in " ".join(page.split()), "the page quotes what DVC says"
     (cure,) = re.findall(r"^(rm \.dvc/\S+)$", page, flags=re.MULTILINE)
     subprocess.run(["sh", "-c", cure], cwd=repository, check=True)
     assert not lock.exists()

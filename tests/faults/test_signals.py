@@ -64,9 +64,11 @@ main()
 
 
 @pytest.fixture(autouse=True)
-def heard() -> None:
+def heard() -> Iterator[None]:
     """What a shell runs in the background ignores Ctrl-C, and so would all that it starts."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -159,9 +159,11 @@ def test_an_output_that_cannot_be_written_is_named_before_the_work(images, run, 
         run(images, images.parent / "out", STOPPED)
 
 
-def test_a_scan_whose_side_is_longer_than_any_networks_is_judged(images, out, run):
-    Image.new("L", (17_000, 20)).save(images / "scan.png")
-    assert [line["width"] for line in run(images, out) if line["path"] == "scan.png"] == [17_000]
+def test_a_scan_whose_side_is_longer_than_that_of_a_jpeg_is_judged(images, out, run):
+    Image.new("L", (70_000, 20)).save(images / "scan.png")
+    assert [line["width"] for line in run(images, out) if line["path"] == "scan.png"] == [70_000]
+    with Image.open(out / "overlays" / "scan.png.jpg") as overlay:
+        assert overlay.size == (65_500, 19)
 
 
 def test_an_image_that_is_too_large_is_told_and_how_to_allow_it(images, out, run, monkeypatch):

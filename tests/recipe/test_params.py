@@ -245,6 +245,8 @@ def test_a_place_is_a_folder_or_a_url_in_one_spelling():
     places |= {"S3://Bucket/x/": "s3://Bucket/x", "s3://": "s3://"}
     assert {text: place_of(text) for text in places} == places
     assert place_of("C:/a") == Path("C:/a")
-    for text in ("", " ", "s3:/bucket/x", "file://a/b"):
-        with pytest.raises(SpgError, match=r"is empty: expected|lacks a slash.* write \./"):
+    assert place_of("./s3:/bucket/x") == Path("s3:/bucket/x")  # as its error advises
+    refused = {"": "is empty: expected", " ": "is empty", "file://a/b": "expected a/b, or file:///"}
+    for text, message in (refused | {"s3:/bucket/x": r"has two .*\./s3:/bucket/x for"}).items():
+        with pytest.raises(SpgError, match=message):
             place_of(text)

@@ -49,7 +49,8 @@ def calibrate(
     bank: BankOption = None,
     tiles: TilesOption = None,
     valid_days: Annotated[
-        int | None, Option(min=1, help="Refused after so many days [no limit].")
+        int | None,
+        Option(min=1, max=36_500, help="Refused after so many days [no limit]."),
     ] = None,
     out: Annotated[
         Path | None, Option(metavar="FILE", help="The file [DETECTOR-calibration.json].")

@@ -8,6 +8,7 @@ import typer
 from typer import Argument, Option
 
 from spg_pipe.cli.options import Options, shared
+from spg_pipe.errors import UsageError
 from spg_pipe.pipeline.console import Console
 from spg_pipe.recipe.params import DEFAULT_PARAMS, load_params
 
@@ -19,7 +20,7 @@ DataOption = Annotated[Path | None, Option(help="Folder of other data.")]
 @shared("quiet", "as_json")
 def init(
     options: Options,
-    folder: Annotated[Path, Argument(metavar="DIR", help="Your repository, or a new folder.")],
+    folder: Annotated[str, Argument(metavar="DIR", help="Your repository, or a new folder.")],
     recipe: Annotated[
         str | None,
         Option(help="See `spg-pipe recipe list`; or a recipe's file [default: own]."),
@@ -31,7 +32,9 @@ def init(
     """Put the pipeline into a folder: dvc.yaml, params.yaml, stages/, DVC; replaces no file."""
     from spg_pipe.pipeline import project
 
-    project.init(folder, options.console(), recipe, _given(data, mvtec, visa))
+    if not folder.strip():
+        raise UsageError("DIR is empty: expected a folder, . for this one.")
+    project.init(Path(folder), options.console(), recipe, _given(data, mvtec, visa))
 
 
 @shared("as_json")

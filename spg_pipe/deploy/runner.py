@@ -9,7 +9,7 @@ import numpy as np
 from onnxruntime import InferenceSession
 from PIL import Image, ImageOps
 
-ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
+ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
 
 
 def pixels_of(path: Path, *, turned: bool) -> np.ndarray:
@@ -46,7 +46,7 @@ def main() -> None:
     failed = ended = "" < facts["valid_until"] < date.today().isoformat()
     inside = [sorted(each.rglob("*")) if each.is_dir() else [each] for each in asked.sources]
     for number, path in enumerate(path for paths in inside for path in paths):
-        if path in asked.sources or path.suffix.lower() in ENDINGS:
+        if path in asked.sources or (path.suffix.lower() in ENDINGS and path.is_file()):
             maps = asked.maps and asked.maps / f"{number:06}-{path.stem}.png"
             try:
                 line = judged(model, pixels_of(path, turned=facts["exif"] == "true"), ended, maps)

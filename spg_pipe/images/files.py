@@ -41,6 +41,8 @@ def read_file(path: Path, what: str) -> bytes:
     if drawn := annotated(path):
         return mask_content(*drawn)
     try:
+        if not (path.is_file() or path.is_dir()) and path.exists():
+            raise SpgError(f"The {what} {path} is a pipe or a device; a file is expected.")
         return path.read_bytes()
     except FileNotFoundError:
         raise SpgError(

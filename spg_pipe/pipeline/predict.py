@@ -149,6 +149,8 @@ def predict_images(
     if ask.explained:
         require_guides(alone=ask.alone)
     check_out(ask.out, ask.tables)
+    if ask.out.resolve() == Path(ask.detector).resolve():
+        raise SpgError(f"--out {ask.out} is the detector's folder. Choose a folder of its own.")
     (items, predictor, reading, record), decider = deciding(ask, console)
     drawn = max(ask.overlays or 0, ask.pictures or 0)
     summary = Summary(max(RANKED, drawn), drawn > 0)

@@ -20,6 +20,7 @@ from spg_pipe.predict.view import Viewing
 STDIN = "-"
 """Stands for paths on standard input, one a line."""
 _BLOCK = 65_536
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 Content = bytes | memoryview
 
 
@@ -168,9 +169,10 @@ def find_items(sources: Sequence[str], out: Path, stdin: BinaryIO | None = None)
 def _expanded(sources: Sequence[str]) -> Iterator[str]:
     """Arguments with lists and globs opened."""
     for source in sources:
+        if not source.strip():
+            raise SpgError("A name of an image or folder is empty: write . for this folder.")
         if source.startswith("@"):
-            lines = os.fsdecode(Path(source[1:]).read_bytes()).splitlines()
-            yield from _expanded([line for line in lines if line.strip()])
+            yield from _expanded(_lines_of(Path(source[1:])))
         elif glob.has_magic(source) and not Path(source).exists():
             found = sorted(glob.glob(source, recursive=True))  # noqa: PTH207  # absolute ones, too
             if not found:
@@ -178,6 +180,17 @@ def _expanded(sources: Sequence[str]) -> Iterator[str]:
             yield from found
         else:
             yield source
+
+
+def _lines_of(file: Path) -> list[str]:
+    """What a list names, one a line."""
+    content = file.read_bytes().removeprefix(_BYTE_ORDER_MARK)
+    lines = [line for line in os.fsdecode(content).splitlines() if line.strip()]
+    if not lines or b"\0" in content:
+        raise SpgError(f"{file} is no list: expected the name of an image or folder a line.")
+    if nested := next((line for line in lines if line.startswith("@")), None):
+        raise SpgError(f"The list {file} names another list, {nested}: give both, @{file} {nested}")
+    return lines
 
 
 def _images_of(source: Path, out: Path) -> tuple[list[Path], list[str]]:
@@ -191,7 +204,8 @@ def _images_of(source: Path, out: Path) -> tuple[list[Path], list[str]]:
         return sorting.images, left_out + sorting.doubts + walked.notes(source)
     if source.is_file() or is_image(source):  # one that is gone is a bad file, not a wrong call
         return [source], []
-    raise SpgError(f"{source} does not exist. Give images, folders, a glob, @LIST or -.")
+    fault = "is a pipe or a device" if source.exists() else "does not exist"
+    raise SpgError(f"{source} {fault}. Give images, folders, a glob, @LIST or -.")
 
 
 def _root_of(given: Sequence[Path]) -> Path:
@@ -234,7 +248,8 @@ def _arriving(stream: BinaryIO) -> Iterator[Item]:
         block = stream.read(_BLOCK) if stream.seekable() else os.read(stream.fileno(), _BLOCK)
         *lines, rest = (rest + block).split(b"\n")
         for line in [*lines, *([] if block else [rest])]:
-            if not (text := os.fsdecode(line.removesuffix(b"\r"))).strip():
+            path = line.removesuffix(b"\r").removeprefix(_BYTE_ORDER_MARK)
+            if not (text := os.fsdecode(path)).strip():
                 continue
             seen[text] = seen.get(text, 0) + 1
             name = text if seen[text] == 1 else f"{text}#{seen[text]}"

@@ -22,7 +22,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for name in ("cam1/a.png", "cam1/b.jpg", "cam2/deep/c.png", "d.png"):
         photograph(tmp_path / "shots" / name)
-    (tmp_path / "list.txt").write_text("shots/d.png\n\nshots/cam1\n")
+    (tmp_path / "list.txt").write_text("\ufeffshots/d.png\n\nshots/cam1\n")
     return tmp_path
 
 
@@ -57,10 +57,17 @@ def test_names_are_relative_to_what_all_arguments_are_in(tree, sources, names):
         (["shots/*.tif"], "fits no file"),
         (["-", "shots"], "give it alone"),
         (["list.txt"], "has no images"),
+        ([""], "is empty: write"),
+        (["@none.txt"], "is no list"),
+        (["@shots/d.png"], "is no list"),
+        (["@itself.txt"], "names another list, @itself.txt: give both"),
+        (["/dev/zero"], "is a pipe or a device"),
     ],
 )
 def test_what_stands_for_nothing_is_refused(tree, sources, message):
     (tree / "empty").mkdir()
+    (tree / "none.txt").touch()
+    (tree / "itself.txt").write_text("@itself.txt")
     with pytest.raises(SpgError, match=message):
         find_items(["empty"] if sources == ["list.txt"] else sources, tree / "out")
 
@@ -93,6 +100,14 @@ def test_16_bits_that_do_not_say_what_is_white_need_their_set(tree):
         read(Reading(strict_white=True))
     read(Reading(strict_white=True, white=4095))
     read(Reading())
+
+
+def test_a_pipe_is_an_image_that_cannot_be_read(tree):
+    os.mkfifo(tree / "pipe.png")
+    coming = find_items(["-"], tree / "out", io.BytesIO(b"\xef\xbb\xbf/dev/zero\npipe.png\n"))
+    for item in [*coming, *find_items(["pipe.png"], tree / "out")]:
+        with pytest.raises(SpgError, match=r"is a pipe or a device; a file is expected"):
+            item.content()
 
 
 def test_a_frame_is_an_item_without_a_file():

@@ -129,6 +129,13 @@ def test_a_bad_file_is_told_counted_and_left_out(ask, images, capsys):
         predict_images(ask, Console(0))
 
 
+def test_a_detectors_folder_is_no_place_for_results(ask):
+    before = files(ask.detector)
+    with pytest.raises(SpgError, match=r"is the detector's folder\. Choose a folder of its own"):
+        predict_images(replace(ask, out=ask.detector), Console(0))
+    assert files(ask.detector) == before
+
+
 def test_a_wrong_setting_is_no_fault_of_the_images(ask, monkeypatch):
     monkeypatch.setenv("SPG_MAX_MEGAPIXELS", "abc")
     with pytest.raises(SpgError, match=r"^The environment variable SPG_MAX_MEGAPIXELS is 'abc'"):

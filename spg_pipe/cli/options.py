@@ -267,7 +267,7 @@ def sides_of(tiles: str | None) -> list[int] | None:
     except ValueError:
         sides = []
     if not sides or min(sides) < 1 or max(sides) > LARGEST_SIDE:
-        raise UsageError(f"--tiles {tiles!r}: expected pixels up to 16384 with commas, as 448,2016.")
+        raise UsageError(f"--tiles {tiles!r}: expected pixels (≤ 16384) with commas: 448,2016.")
     return sides
 
 

@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -166,8 +167,10 @@ def fresh_folder(path: Path) -> Iterator[Path]:
     An artefact is therefore either the old one, or the new one as a whole, also after a power
     failure: every file in it is fsynced first.
     """
-    if path.is_file():  # one look: another process may put its folder there just now
-        raise SpgError(f"{path} is a file; a folder is to be written there. Move it away.")
+    with suppress(FileNotFoundError, NotADirectoryError):
+        # One look: another process may put its folder there just now.
+        if not stat.S_ISDIR(path.stat().st_mode):
+            raise SpgError(f"{path} is a file; a folder is to be written there. Move it away.")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (_beside(path, end) for end in ("tmp", "old"))
     clear_leftovers(path)

@@ -267,7 +267,10 @@ def sides_of(tiles: str | None) -> list[int] | None:
     except ValueError:
         sides = []
     if not sides or min(sides) < 1 or max(sides) > LARGEST_SIDE:
-        raise UsageError(f"--tiles {tiles!r}: expected pixels (≤ 16384) with commas: 448,2016.")
+        raise UsageError(
+            f"--tiles {tiles!r}: expected pixels (≤ {LARGEST_SIDE}) with commas, for instance "
+            "448,2016."
+        )
     return sides
 
 

@@ -17,7 +17,7 @@ OPACITY = 0.65
 """Share of the colour in an overlay; the rest is the photograph. The same for every value, so that
 equal steps of the map stay equal steps of lightness."""
 _LONGEST = 65_500
-"""Pixels of a JPEG's side."""
+"""The longest side of a JPEG that Pillow writes, pixels."""
 _BAND = 2**16
 """Pixels at once, whose memory is used again: fresh pages would take most of the time."""
 

@@ -42,12 +42,16 @@ def read_file(path: Path, what: str) -> bytes:
         return mask_content(*drawn)
     try:
         if not (path.is_file() or path.is_dir()) and path.exists():
-            raise SpgError(f"The {what} {path} is a pipe or a device; a file is expected.")
+            raise SpgError(f"The {what} {path} is a pipe or a device. Name a file.")
         return path.read_bytes()
     except FileNotFoundError:
         raise SpgError(
             f"The {what} {path} does not exist. Give its place; of a dataset that moved, run "
             "`spg-pipe prepare` again."
+        ) from None
+    except ValueError:
+        raise SpgError(
+            f"The {what} {printable(str(path))} has no name of a file: give one on each line."
         ) from None
     except OSError as error:
         raise SpgError(

@@ -12,7 +12,7 @@ import numpy as np
 
 from spg_pipe.datasets.masks import mask_notes, sort_masks
 from spg_pipe.datasets.walk import PICTURES, walk
-from spg_pipe.errors import SpgError, counted, printable
+from spg_pipe.errors import SpgError, counted, listed, printable
 from spg_pipe.images.files import IMAGE_EXTENSIONS, is_image, read_file, utf8_name
 from spg_pipe.images.reading import read_header, read_image
 from spg_pipe.predict.view import Viewing
@@ -141,6 +141,8 @@ def find_items(sources: Sequence[str], out: Path, stdin: BinaryIO | None = None)
     if not sources:
         return Items("no images")
     given = list(_expanded(sources))
+    if not given:
+        raise SpgError(f"{listed(sources)} names no image, folder or glob.")
     if STDIN in given:
         if len(given) > 1:
             raise SpgError("- reads paths from standard input: give it alone.")
@@ -185,12 +187,12 @@ def _expanded(sources: Sequence[str]) -> Iterator[str]:
 def _lines_of(file: Path) -> list[str]:
     """What a list names, one a line."""
     content = file.read_bytes().removeprefix(_BYTE_ORDER_MARK)
+    if b"\0" in content:
+        raise SpgError(
+            f"{file} is no list: expected UTF-8 text, an image, folder or glob on each line."
+        )
     lines = [line for line in os.fsdecode(content).splitlines() if line.strip()]
-    if not lines or b"\0" in content:
-        raise SpgError(f"{file} is no list: expected the name of an image or folder a line.")
-    if nested := next((line for line in lines if line.startswith("@")), None):
-        raise SpgError(f"The list {file} names another list, {nested}: give both, @{file} {nested}")
-    return lines
+    return [f"./{line}" if line.startswith("@") else line for line in lines]
 
 
 def _images_of(source: Path, out: Path) -> tuple[list[Path], list[str]]:

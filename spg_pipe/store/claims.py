@@ -4,13 +4,13 @@ A lock ends with its process, however that dies. Over several machines it needs 
 knows it there, too (docs/scale.md).
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from spg_pipe.artefacts.files import require_writable
 from spg_pipe.errors import SpgError
 
 PATIENCE = 30.0
@@ -29,12 +29,12 @@ def locked(path: Path, patience: float = 0.0) -> FileLock:
     refuse_link(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.with_name(f".{path.name}.lock")
-    # FileLock takes a file that cannot be made, as in /proc, for one that another process holds.
-    os.close(os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644))
     lock = FileLock(file)
     try:
         lock.acquire(timeout=patience, blocking=patience > 0)
     except Timeout as error:
+        if not file.exists():  # FileLock waits, too, where no file can be made, as in /proc
+            require_writable(file)
         raise SpgError(
             f"Another process is writing {path}. Wait for it to end, stop it, or write "
             "to another place with --out."

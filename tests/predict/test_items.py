@@ -58,9 +58,9 @@ def test_names_are_relative_to_what_all_arguments_are_in(tree, sources, names):
         (["-", "shots"], "give it alone"),
         (["list.txt"], "has no images"),
         ([""], "is empty: write"),
-        (["@none.txt"], "is no list"),
-        (["@shots/d.png"], "is no list"),
-        (["@itself.txt"], "names another list, @itself.txt: give both"),
+        (["@none.txt"], "@none.txt names no image"),
+        (["@shots/d.png"], "is no list: expected UTF-8 text"),
+        (["@itself.txt"], r"@itself\.txt does not exist"),
         (["/dev/zero"], "is a pipe or a device"),
     ],
 )
@@ -102,11 +102,21 @@ def test_16_bits_that_do_not_say_what_is_white_need_their_set(tree):
     read(Reading())
 
 
+def test_a_list_may_come_through_a_pipe_and_an_empty_one_beside_others(tree):
+    reading, writing = os.pipe()
+    os.write(writing, b"shots/d.png\n")
+    os.close(writing)
+    (tree / "none.txt").touch()
+    items = find_items([f"@/dev/fd/{reading}", "@none.txt"], tree / "out")
+    os.close(reading)
+    assert [item.name for item in items] == ["d.png"]
+
+
 def test_a_pipe_is_an_image_that_cannot_be_read(tree):
     os.mkfifo(tree / "pipe.png")
-    coming = find_items(["-"], tree / "out", io.BytesIO(b"\xef\xbb\xbf/dev/zero\npipe.png\n"))
+    coming = find_items(["-"], tree / "out", io.BytesIO(b"\xef\xbb\xbf/dev/zero\npipe.png\na\0b\n"))
     for item in [*coming, *find_items(["pipe.png"], tree / "out")]:
-        with pytest.raises(SpgError, match=r"is a pipe or a device; a file is expected"):
+        with pytest.raises(SpgError, match=r"is a pipe or a device\. Name a file|has no name"):
             item.content()
 
 

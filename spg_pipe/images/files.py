@@ -51,7 +51,8 @@ def read_file(path: Path, what: str) -> bytes:
         ) from None
     except ValueError:
         raise SpgError(
-            f"The {what} {printable(str(path))} has no name of a file: give one on each line."
+            f"The {what} {printable(str(path))} cannot be a file: its name holds a NUL. Give names "
+            "of files, in a list one on each line."
         ) from None
     except OSError as error:
         raise SpgError(

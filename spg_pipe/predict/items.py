@@ -142,7 +142,7 @@ def find_items(sources: Sequence[str], out: Path, stdin: BinaryIO | None = None)
         return Items("no images")
     given = list(_expanded(sources))
     if not given:
-        raise SpgError(f"{listed(sources)} names no image, folder or glob.")
+        raise SpgError(f"{listed(sources)} is empty: write an image or a folder on each line.")
     if STDIN in given:
         if len(given) > 1:
             raise SpgError("- reads paths from standard input: give it alone.")

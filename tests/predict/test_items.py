@@ -58,7 +58,7 @@ def test_names_are_relative_to_what_all_arguments_are_in(tree, sources, names):
         (["-", "shots"], "give it alone"),
         (["list.txt"], "has no images"),
         ([""], "is empty: write"),
-        (["@none.txt"], "@none.txt names no image"),
+        (["@none.txt"], "@none.txt is empty: write an image"),
         (["@shots/d.png"], "is no list: expected UTF-8 text"),
         (["@itself.txt"], r"@itself\.txt does not exist"),
         (["/dev/zero"], "is a pipe or a device"),
@@ -116,7 +116,7 @@ def test_a_pipe_is_an_image_that_cannot_be_read(tree):
     os.mkfifo(tree / "pipe.png")
     coming = find_items(["-"], tree / "out", io.BytesIO(b"\xef\xbb\xbf/dev/zero\npipe.png\na\0b\n"))
     for item in [*coming, *find_items(["pipe.png"], tree / "out")]:
-        with pytest.raises(SpgError, match=r"is a pipe or a device\. Name a file|has no name"):
+        with pytest.raises(SpgError, match=r"is a pipe or a device\. Name a file|holds a NUL"):
             item.content()
 
 

@@ -20,6 +20,7 @@ def shown_curves(visit, pages, **how) -> Visit:
     seen = visit(pages["report"], **how)
     seen.page.locator(PIXEL).scroll_into_view_if_needed()
     seen.page.locator(f"{PIXEL}.live canvas").first.wait_for()
+    seen.value(NEXT_FRAME)  # it is given its width
     return seen
 
 

@@ -39,6 +39,7 @@ def dropped(page: Page, name: str, data: bytes) -> None:
 def judged(seen: Visit, name: str = NAME) -> Page:
     dropped(seen.page, name, picture())
     expect(seen.page.locator("#result")).to_be_visible()
+    seen.value("Promise.all([...document.images].map(image => image.src && image.decode()))")
     return seen.page
 
 
@@ -52,7 +53,7 @@ def test_a_dropped_image_is_decided_and_explained(visit, server, width, dark):
     assert page.locator("#regions tbody tr").count() > 0
     assert page.locator("#outlines polygon").count() > 0
     assert page.locator("#components li").count() > 0
-    assert page.locator("#map").evaluate("image => image.naturalWidth") == 48
+    expect(page.locator("#map")).to_have_js_property("naturalWidth", 48)
     assert seen.value("document.documentElement.scrollWidth") <= width
     assert seen.serious() == []
 

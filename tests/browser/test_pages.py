@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from playwright.sync_api import expect
 
 from browser.world import SCRIPT
 
@@ -62,14 +63,14 @@ def test_an_atom_shows_what_it_looks_like_and_leads_to_its_place_in_the_atlas(vi
     assert not look.is_visible()
     shown.page.keyboard.press("Tab")  # so that what gets the focus shows it
     atom.focus()
-    assert look.is_visible()
+    expect(look).to_be_visible()
     name = atom.evaluate("a => a.hash.slice(1)")
     shown.page.keyboard.press("Enter")
     shown.page.wait_for_url("**/atlas/**")
     assert shown.page.title() == "spg-pipe atlas: aux, seed 1"
     target = shown.page.locator("article.atom:target")
     assert target.get_attribute("id") == name
-    assert -1 < target.evaluate("e => e.getBoundingClientRect().top") < 900
+    expect(target).to_be_in_viewport()
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -206,6 +206,6 @@ def test_thousands_of_subfolders_are_no_load(tmp_path):
         for kind in ("good", "dent")
         if (n, kind) != (0, "good")
     }
-    start = time.process_time()
+    start = time.thread_time()
     assert len(_categories(tmp_path, places)) == 8000
-    assert time.process_time() - start < 1
+    assert time.thread_time() - start < 2

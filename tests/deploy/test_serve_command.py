@@ -72,6 +72,7 @@ def test_the_command_decides_as_predict_and_finishes_what_is_in_hand(
     code, lines, _ = called("predict", detector, parts / "bolt" / "dent", *options)
     assert code == 0
     words = [sys.executable, "-c", PROGRAM, "serve", str(detector), "--port", "0"]
+    words += ["--body-seconds", "60"]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     environment = os.environ | {"PYTHONPATH": paths}
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment) as process:

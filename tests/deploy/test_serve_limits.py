@@ -64,8 +64,11 @@ def test_a_body_that_states_too_many_bytes_is_refused_before_it_is_read(server: 
     assert server.count("spg_refused_bytes_total") == before + 300_000
 
 
-def test_a_body_without_a_stated_length_is_cut_off_at_the_same_bound(server: Server) -> None:
-    refused(server, 413, "or more", "200,000", content=iter([b"x" * 50_000] * 5))
+def test_a_body_without_a_stated_length_is_cut_off_at_the_same_bound(
+    tiny_detector: Detector,
+) -> None:
+    with served(tiny_detector, Bounds(body_bytes=200_000)) as server:
+        refused(server, 413, "or more", "200,000", content=iter([b"x" * 50_000] * 5))
 
 
 def test_a_body_that_does_not_arrive_in_time_is_a_408(server: Server) -> None:
@@ -114,6 +117,7 @@ def test_an_answer_that_takes_longer_than_a_head_may_is_given(server: Server) ->
     server.gate.open.clear()
     with ThreadPoolExecutor(1) as senders:
         sent = senders.submit(server.client.post, "/predict", content=picture())
+        until(lambda: server.service.waiting.in_hand == 1)
         time.sleep(1.5)
         server.gate.open.set()
         assert sent.result().status_code == 200
@@ -142,9 +146,11 @@ def test_an_image_that_is_not_judged_in_time_is_a_503_and_leaves_its_place(serve
     assert server.client.post("/predict", content=picture()).status_code == 200
 
 
-def test_an_image_beyond_the_queue_is_a_429_and_those_in_it_are_judged(server: Server) -> None:
-    server.gate.open.clear()
-    with ThreadPoolExecutor(4) as senders:
+def test_an_image_beyond_the_queue_is_a_429_and_those_in_it_are_judged(
+    tiny_detector: Detector,
+) -> None:
+    with served(tiny_detector, Bounds(images=4)) as server, ThreadPoolExecutor(4) as senders:
+        server.gate.open.clear()
         sent = [senders.submit(server.client.post, "/predict", content=picture()) for _ in range(4)]
         until(lambda: server.service.waiting.in_hand == 4)
         answer = server.client.post("/predict", content=picture())

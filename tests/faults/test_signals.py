@@ -134,6 +134,7 @@ def test_an_interrupt_while_jobs_are_being_started_is_one_line_too(tmp_path: Pat
     with started(sys.executable, "jobs.py", cwd=tmp_path) as process:
         while len(alive(process.pid)) < 3:  # the one from which others fork imports for seconds
             assert process.poll() is None
+            time.sleep(0.02)
         os.killpg(process.pid, signal.SIGINT)
         _, said = process.communicate(timeout=60)
         assert (process.returncode, said) == SAID[signal.SIGINT]

@@ -179,7 +179,7 @@ def test_workers_of_other_versions_are_refused(workers, monkeypatch):
 
 
 def test_no_scheduler_is_one_message(monkeypatch, capfd):
-    monkeypatch.setattr(cluster, "_SECONDS_TO_CONNECT", 0.3)
+    monkeypatch.setattr(cluster, "_SECONDS_TO_CONNECT", 2)
     none = r"No Dask scheduler answers at tcp://127\.0\.0\.1:\d+ \(%s.*check the address"
     with socket.create_server(("127.0.0.1", 0)) as silent, socket.create_server(("", 0)) as loud:
         Thread(target=lambda: loud.accept()[0].sendall(b"SSH-2.0-OpenSSH_9.6\r\n")).start()
@@ -195,7 +195,7 @@ def test_no_scheduler_is_one_message(monkeypatch, capfd):
 
 
 def test_a_scheduler_without_workers_is_said_and_given_up(monkeypatch):
-    for name, seconds in (("_A_LOOK", 0.1), ("_TO_SAY", 0.5), ("", 2)):
+    for name, seconds in (("_A_LOOK", 0.1), ("_TO_SAY", 0.5), ("", 10)):
         monkeypatch.setattr(cluster, f"_SECONDS{name}", seconds)
     said: list[str] = []
     with (
@@ -205,12 +205,12 @@ def test_a_scheduler_without_workers_is_said_and_given_up(monkeypatch):
         pytest.raises(SpgError, match=r"all workers of .* are gone"),
     ):
         list(results([2]))
-    assert said == [f"{started.scheduler_address}: no worker is there; waiting 2 s for one."]
+    assert said == [f"{started.scheduler_address}: no worker is there; waiting 10 s for one."]
 
 
 @pytest.mark.slow
 def test_a_scheduler_that_is_killed_is_one_message(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(cluster, "_SECONDS_TO_CONNECT", 5)  # again, before it gives up
+    monkeypatch.setattr(cluster, "_SECONDS_TO_CONNECT", 15)  # again, before it gives up
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests"), str(ROOT)]))
     started = []
     try:

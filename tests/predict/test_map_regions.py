@@ -116,9 +116,9 @@ def test_a_polygon_is_the_outer_border_within_a_pixel() -> None:
 def test_many_specks_are_counted_and_the_highest_listed() -> None:
     found = np.zeros((600, 600), np.float32)
     found[::6, ::6] = np.random.default_rng(0).uniform(0.6, 1, (100, 100))
-    started = time.perf_counter()
+    started = time.thread_time()
     regions, left_out = regions_of(found, 0.5)
-    assert time.perf_counter() - started < 5
+    assert time.thread_time() - started < 5
     assert (len(regions), left_out) == (100, 9900)
     listed = np.sort([region.peak for region in regions])
     assert (listed == np.sort(found[found > 0])[-100:]).all()

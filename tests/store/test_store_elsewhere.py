@@ -84,7 +84,7 @@ def test_a_writer_that_is_killed_leaves_a_store_to_go_on_with(
 
     bucket.before = kill
     writer = started(tiny_images, 0, 3)
-    writer.join(60)
+    writer.join(300)
     assert writer.exitcode == -9
     bucket.before = lambda name: True
     done = shards(tiny_manifest, 0, 3)

@@ -117,7 +117,7 @@ def test_a_second_run_makes_nothing_again_and_still_knows_what_it_cost(
         for name in ("method", "supervision", "pixel_auroc_high", "pixel_ap_low"):
             assert before[name] == pytest.approx(after[name], nan_ok=True), before["method"]
     trained, later = (rows_of(each)["SPG as published"] for each in (first, again))
-    loading = 5  # is measured anew
+    loading = 60  # is measured anew
     assert later["making_seconds"] == pytest.approx(trained["making_seconds"], abs=loading)
 
 

@@ -61,11 +61,11 @@ def test_every_job_has_one_thread_so_that_the_number_of_cores_changes_no_bit():
 
 
 def test_a_failure_arrives_as_it_was_raised_and_stops_the_others():
-    jobs = [Job("long", partial(time.sleep, 60)), Job("bad", partial(refuse, "no masks"))]
+    jobs = [Job("long", partial(time.sleep, 600)), Job("bad", partial(refuse, "no masks"))]
     start = time.monotonic()
     with pytest.raises(SpgError, match="no masks") as caught:
         list(run_jobs(jobs, "cpu", workers=2))
-    assert time.monotonic() - start < 50
+    assert time.monotonic() - start < 500
     assert str(caught.value) == "no masks"
     assert "in refuse" in str(caught.value.__cause__)
 
@@ -117,7 +117,7 @@ def costs() -> list[Cost]:
     with measured(start) as first:
         assert math.isnan(first.seconds)
         held = np.ones(8 * 2**20)
-        time.sleep(0.05)
+        time.sleep(0.5)
         del held
     with measured(start) as second:
         kept = np.ones(5 * 2**20)  # from 32 MiB on malloc gives memory that is new
@@ -131,7 +131,7 @@ def costs() -> list[Cost]:
 def test_a_cost_is_the_time_and_the_peak_beyond_the_start():
     # In a process of its own: this one may give back meanwhile what earlier tests held.
     ((_, (first, second, third)),) = run_jobs([Job("costs", costs)], "cpu", workers=1)
-    assert first.seconds >= 0.05
+    assert first.seconds >= 0.5
     assert 60 < first.mebibytes < 90
     assert 35 < second.mebibytes < 69
     assert third.mebibytes >= 35, "what the process still holds counts"

@@ -196,7 +196,7 @@ def _put_in_place(temporary: Path, path: Path, old: Path) -> None:
     What is there is moved aside, not removed: a kill between the two renames loses nothing.
     """
     while True:
-        if path.is_dir():
+        if path.is_dir() or path.is_symlink():
             _remove(old)
             with suppress(FileNotFoundError):  # the other process was faster
                 path.rename(old)

@@ -49,10 +49,10 @@ def read_file(path: Path, what: str) -> bytes:
             f"The {what} {path} does not exist. Give its place; of a dataset that moved, run "
             "`spg-pipe prepare` again."
         ) from None
-    except ValueError:
+    except ValueError as error:
         raise SpgError(
-            f"The {what} {printable(str(path))} cannot be a file: its name holds a NUL. Give names "
-            "of files, in a list one on each line."
+            f"The {what} {printable(str(path))} cannot be a file: no file has such a name "
+            f"({error}). Give names of files, in a list one on each line."
         ) from None
     except OSError as error:
         raise SpgError(

@@ -140,7 +140,8 @@ def find_items(sources: Sequence[str], out: Path, stdin: BinaryIO | None = None)
     """
     if not sources:
         return Items("no images")
-    given = list(_expanded(sources))
+    notes: list[str] = []
+    given = list(_expanded(sources, notes))
     if not given:
         raise SpgError(f"{listed(sources)} is empty: write an image or a folder on each line.")
     if STDIN in given:
@@ -150,7 +151,6 @@ def find_items(sources: Sequence[str], out: Path, stdin: BinaryIO | None = None)
         return Items("standard input", coming=_arriving(stream))
     said = given[0] if len(given) == 1 else f"{given[0]} and {counted(len(given) - 1, 'other')}"
     paths: dict[Path, None] = {}
-    notes: list[str] = []
     for argument in given:
         found, said_of_it = _images_of(Path(argument), out)
         paths |= dict.fromkeys(found)
@@ -168,13 +168,15 @@ def find_items(sources: Sequence[str], out: Path, stdin: BinaryIO | None = None)
     return Items(said, tuple(items), notes=tuple(dict.fromkeys(notes)))
 
 
-def _expanded(sources: Sequence[str]) -> Iterator[str]:
-    """Arguments with lists and globs opened."""
+def _expanded(sources: Sequence[str], notes: list[str]) -> Iterator[str]:
+    """Arguments with lists and globs opened; an empty list is noted."""
     for source in sources:
         if not source.strip():
             raise SpgError("A name of an image or folder is empty: write . for this folder.")
         if source.startswith("@"):
-            yield from _expanded(_lines_of(Path(source[1:])))
+            lines = _lines_of(Path(source[1:]))
+            notes += [] if lines else [f"{source} is empty"]
+            yield from _expanded(lines, notes)
         elif glob.has_magic(source) and not Path(source).exists():
             found = sorted(glob.glob(source, recursive=True))  # noqa: PTH207  # absolute ones, too
             if not found:
@@ -185,14 +187,18 @@ def _expanded(sources: Sequence[str]) -> Iterator[str]:
 
 
 def _lines_of(file: Path) -> list[str]:
-    """What a list names, one a line."""
-    content = file.read_bytes().removeprefix(_BYTE_ORDER_MARK)
+    """What a list names, one a line; `@` and `-` are no signs there."""
+    content = b""
+    with file.open("rb") as stream:  # of a device without an end, the first block
+        while b"\0" not in content and (block := stream.read(_BLOCK)):
+            content += block
     if b"\0" in content:
         raise SpgError(
             f"{file} is no list: expected UTF-8 text, an image, folder or glob on each line."
         )
-    lines = [line for line in os.fsdecode(content).splitlines() if line.strip()]
-    return [f"./{line}" if line.startswith("@") else line for line in lines]
+    text = os.fsdecode(content.removeprefix(_BYTE_ORDER_MARK))
+    lines = [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
+    return [f"./{line}" if line[0] in (STDIN, "@") else line for line in lines]
 
 
 def _images_of(source: Path, out: Path) -> tuple[list[Path], list[str]]:
@@ -229,9 +235,9 @@ def _item(path: Path, root: Path) -> Item:
 
 
 def _shown(name: str) -> str:
-    """A name as UTF-8; one whose bytes are no UTF-8 with these written out, for its error."""
+    """A name as UTF-8; one whose bytes are no UTF-8, or a NUL, with these written out."""
     try:
-        return utf8_name(name)
+        return utf8_name(name) if "\0" not in name else printable(name)
     except SpgError:
         return printable(name)
 

@@ -16,8 +16,11 @@ def place_of(text: str) -> Place:
     scheme, colon, rest = text.partition("://")
     if not text.strip():
         raise SpgError("The name of a place is empty: expected a folder or a URL (s3://bucket/x).")
-    if found := re.fullmatch("(?is)file:(?://(?!/)|(?=/[^/]))(.*)", text):
-        raise SpgError(f"{text} names no folder: expected {found[1]}, or file:///folder.")
+    if found := re.fullmatch("(?is)file:(?://(?!/)|(?=/(?!/)))(.*)", text):
+        raise SpgError(
+            f"{text} names no folder: expected {found[1] or 'a folder'}, or file:///folder; "
+            f"./{text} for a folder of that very name."
+        )
     if re.match("[A-Za-z][A-Za-z0-9+.-]+:/[^/]", text):
         raise SpgError(
             f"{text} has one slash where an address has two (s3://bucket/x). Write it so; or "

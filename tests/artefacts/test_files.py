@@ -181,6 +181,10 @@ def test_of_a_link_in_a_folders_place_nothing_but_the_link_is_replaced(place: Pa
         (folder / "two").write_text("2")
     assert (names(place), names(elsewhere)) == (["two"], ["one"])
     assert sorted(names(place.parent)) == ["elsewhere", "run"]
+    (lost := place.with_name("lost")).symlink_to("nowhere")
+    with fresh_folder(lost) as folder:
+        (folder / "three").write_text("3")
+    assert names(lost) == ["three"]
 
 
 def test_a_file_in_a_folders_place_is_not_removed(tmp_path: Path) -> None:

@@ -60,7 +60,9 @@ def test_names_are_relative_to_what_all_arguments_are_in(tree, sources, names):
         ([""], "is empty: write"),
         (["@none.txt"], "@none.txt is empty: write an image"),
         (["@shots/d.png"], "is no list: expected UTF-8 text"),
+        (["@/dev/zero"], "is no list: expected UTF-8 text"),
         (["@itself.txt"], r"@itself\.txt does not exist"),
+        (["@dash.txt"], "^- does not exist"),
         (["/dev/zero"], "is a pipe or a device"),
     ],
 )
@@ -68,6 +70,7 @@ def test_what_stands_for_nothing_is_refused(tree, sources, message):
     (tree / "empty").mkdir()
     (tree / "none.txt").touch()
     (tree / "itself.txt").write_text("@itself.txt")
+    (tree / "dash.txt").write_text("-")
     with pytest.raises(SpgError, match=message):
         find_items(["empty"] if sources == ["list.txt"] else sources, tree / "out")
 
@@ -104,19 +107,25 @@ def test_16_bits_that_do_not_say_what_is_white_need_their_set(tree):
 
 def test_a_list_may_come_through_a_pipe_and_an_empty_one_beside_others(tree):
     reading, writing = os.pipe()
-    os.write(writing, b"shots/d.png\n")
+    os.write(writing, "shots/d.png\r\na\u2028.png\n".encode())
     os.close(writing)
     (tree / "none.txt").touch()
-    items = find_items([f"@/dev/fd/{reading}", "@none.txt"], tree / "out")
-    os.close(reading)
-    assert [item.name for item in items] == ["d.png"]
+    try:
+        items = find_items([f"@/dev/fd/{reading}", "@none.txt"], tree / "out")
+    finally:
+        os.close(reading)
+    assert [item.name for item in items] == ["shots/d.png", "a\u2028.png"]
+    assert items.notes == ("@none.txt is empty",)
 
 
 def test_a_pipe_is_an_image_that_cannot_be_read(tree):
     os.mkfifo(tree / "pipe.png")
     coming = find_items(["-"], tree / "out", io.BytesIO(b"\xef\xbb\xbf/dev/zero\npipe.png\na\0b\n"))
-    for item in [*coming, *find_items(["pipe.png"], tree / "out")]:
-        with pytest.raises(SpgError, match=r"is a pipe or a device\. Name a file|holds a NUL"):
+    pipe = r"is a pipe or a device\. Name a file"
+    items = [*coming, *find_items(["pipe.png"], tree / "out")]
+    for item, says in zip(items, (pipe, pipe, r"\\x00.*null byte", pipe), strict=True):
+        assert "\0" not in item.name
+        with pytest.raises(SpgError, match=says):
             item.content()
 
 

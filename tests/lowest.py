@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 
 PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
-EXTRAS = ("vit", "gpu", "video", "export", "openvino", "serve", "track", "cluster", "dev")
+EXTRAS = ("vit", "gpu", "video", "export", "openvino", "serve", "track", "cluster", "remote", "dev")
 """Those that the tests need, as `make install` installs them."""
 
 

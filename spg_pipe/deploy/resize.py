@@ -118,7 +118,7 @@ def _filter(away: _Pair, interpolation: str) -> _Pair:
 
 
 def _whole(first: Tensor, share: _Pair, total: _Pair, pixels: int) -> Tensor:
-    """Pillow's weights in whole units of 2⁻²²: (2, S, pixels) float32, high and low part."""
+    """Pillow's weights in whole units of 2⁻²²: (2·S, pixels) float32, high parts, then low ones."""
     unit = 2.0**PRECISION
     near = (share.high / total.high * unit).round()
     taken = _exact_product(near, total.high)
@@ -128,12 +128,12 @@ def _whole(first: Tensor, share: _Pair, total: _Pair, pixels: int) -> Tensor:
     down = (rest - 0.5).ceil()
     weights = _dense(first, near + torch.where(share.high < 0, down, up), pixels)
     high = (weights / _LOW).round()
-    return torch.stack([high, weights - high * _LOW])
+    return torch.cat([high, weights - high * _LOW])  # to flatten a stack, PyTorch 2.10 cannot trace
 
 
 def _levels(values: Tensor, weights: Tensor) -> Tensor:
     """8-bit sums (…, S) of values (…, pixels) in 0 to 255, rounded and clipped as Pillow does."""
-    high, low = (values @ weights.flatten(0, 1).t()).chunk(2, dim=-1)
+    high, low = (values @ weights.t()).chunk(2, dim=-1)
     # (128·high + low + ½ unit) / unit, rounded down; all are whole numbers below 2²⁴.
     above = high + (low / _LOW).floor()
     half, unit = 2.0 ** (PRECISION - 1) / _LOW, 2.0**PRECISION / _LOW

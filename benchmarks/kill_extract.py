@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -74,19 +75,20 @@ def digests(store: Path) -> dict[str, str]:
     }
 
 
-def killed(folder: Path, store: Path, delay: float) -> bool:
-    """Kill an extract `delay` seconds after its store appeared; False if it was done before."""
+def killed(folder: Path, store: Path, delay: float) -> tuple[bool, float]:
+    """Kill an extract `delay` seconds after its store appeared: whether it was not done before, and
+    seconds from then on."""
     command = [sys.executable, "-m", "benchmarks.kill_extract", "--extract", folder, store]
     process = subprocess.Popen(command, cwd=ROOT)
     while not (store / "zarr.json").exists() and process.poll() is None:
         time.sleep(0.002)
-    try:
+    began = time.monotonic()
+    with suppress(subprocess.TimeoutExpired):
         process.wait(delay)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        return True
-    return False
+        return False, time.monotonic() - began
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return True, delay
 
 
 def run(times: int, seed: int, folder: Path) -> int:
@@ -103,9 +105,9 @@ def run(times: int, seed: int, folder: Path) -> int:
             break
         store = folder / f"{number}.zarr"
         delay = generator.uniform(0, seconds)
-        was_killed = killed(folder, store, delay)
+        was_killed, took = killed(folder, store, delay)
         kills += was_killed
-        seconds *= 1 if was_killed else 0.5  # the machine may have become faster
+        seconds = seconds if was_killed else min(seconds, took)  # the machine may be faster now
         finished = len(list(store.glob("tokens_s16/c/*")))
         extract_pictures(folder, store)
         same = digests(store) == expected

@@ -182,7 +182,7 @@ def fresh_folder(path: Path) -> Iterator[Path]:
             _put_in_place(temporary, path, old)
             _sync_folder(path.parent)
     except BaseException:
-        if old.is_dir() and not path.exists():
+        if os.path.lexists(old) and not os.path.lexists(path):
             old.rename(path)
         raise
     finally:

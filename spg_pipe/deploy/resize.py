@@ -128,7 +128,7 @@ def _whole(first: Tensor, share: _Pair, total: _Pair, pixels: int) -> Tensor:
     down = (rest - 0.5).ceil()
     weights = _dense(first, near + torch.where(share.high < 0, down, up), pixels)
     high = (weights / _LOW).round()
-    return torch.cat([high, weights - high * _LOW])  # to flatten a stack, PyTorch 2.10 cannot trace
+    return torch.cat([high, weights - high * _LOW])  # PyTorch 2.10 traces no flattened stack
 
 
 def _levels(values: Tensor, weights: Tensor) -> Tensor:

@@ -148,7 +148,7 @@ def find_items(sources: Sequence[str], out: Path, stdin: BinaryIO | None = None)
         if len(given) > 1:
             raise SpgError("- reads paths from standard input: give it alone.")
         stream = stdin or open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115  # fd 0 stays
-        return Items("standard input", coming=_arriving(stream))
+        return Items("standard input", coming=_arriving(stream), notes=tuple(notes))
     said = given[0] if len(given) == 1 else f"{given[0]} and {counted(len(given) - 1, 'other')}"
     paths: dict[Path, None] = {}
     for argument in given:
@@ -181,24 +181,28 @@ def _expanded(sources: Sequence[str], notes: list[str]) -> Iterator[str]:
             found = sorted(glob.glob(source, recursive=True))  # noqa: PTH207  # absolute ones, too
             if not found:
                 raise SpgError(f"{source} fits no file. Quote it, and try it with `ls`.")
-            yield from found
+            yield from (_literal(name) for name in found)
         else:
             yield source
 
 
 def _lines_of(file: Path) -> list[str]:
     """What a list names, one a line; `@` and `-` are no signs there."""
-    content = b""
-    with file.open("rb") as stream:  # of a device without an end, the first block
-        while b"\0" not in content and (block := stream.read(_BLOCK)):
-            content += block
-    if b"\0" in content:
+    content, block = bytearray(), b"\n"
+    with file.open("rb") as stream:
+        while block and b"\0" not in block:  # of a device without an end, the first block
+            content += (block := stream.read(_BLOCK))
+    if b"\0" in block:
         raise SpgError(
             f"{file} is no list: expected UTF-8 text, an image, folder or glob on each line."
         )
-    text = os.fsdecode(content.removeprefix(_BYTE_ORDER_MARK))
-    lines = [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
-    return [f"./{line}" if line[0] in (STDIN, "@") else line for line in lines]
+    text = os.fsdecode(bytes(content).removeprefix(_BYTE_ORDER_MARK))
+    return [_literal(line.removesuffix("\r")) for line in text.split("\n") if line.strip()]
+
+
+def _literal(name: str) -> str:
+    """A name in which `@` and `-` are no signs."""
+    return f"./{name}" if name[0] in (STDIN, "@") else name
 
 
 def _images_of(source: Path, out: Path) -> tuple[list[Path], list[str]]:
@@ -213,7 +217,8 @@ def _images_of(source: Path, out: Path) -> tuple[list[Path], list[str]]:
     if source.is_file() or is_image(source):  # one that is gone is a bad file, not a wrong call
         return [source], []
     fault = "is a pipe or a device" if source.exists() else "does not exist"
-    raise SpgError(f"{source} {fault}. Give images, folders, a glob, @LIST or -.")
+    lists = "@LIST or -; within a list the first three"
+    raise SpgError(f"{source} {fault}. Give images, folders, a glob, {lists}.")
 
 
 def _root_of(given: Sequence[Path]) -> Path:

@@ -18,16 +18,17 @@ def place_of(text: str) -> Place:
         raise SpgError("The name of a place is empty: expected a folder or a URL (s3://bucket/x).")
     if found := re.fullmatch("(?is)file:(?://(?!/)|(?=/(?!/)))(.*)", text):
         raise SpgError(
-            f"{text} names no folder: expected {found[1] or 'a folder'}, or file:///folder; "
-            f"./{text} for a folder of that very name."
+            f"{text} names no folder: expected {found[1] or 'a folder'}, or file:///folder."
         )
     if re.match("[A-Za-z][A-Za-z0-9+.-]+:/[^/]", text):
         raise SpgError(
             f"{text} has one slash where an address has two (s3://bucket/x). Write it so; or "
             f"./{text} for a folder of that name."
         )
-    if not colon or scheme.lower() == "file":
-        return Path(rest if colon else text)
+    if not colon or not re.fullmatch(r"[A-Za-z][\w+.-]*", scheme):
+        return Path(text)
+    if scheme.lower() == "file":
+        return Path(rest)
     return f"{scheme.lower()}://{rest.rstrip('/')}"
 
 

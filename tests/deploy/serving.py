@@ -103,11 +103,13 @@ def served(
     thread.start()
     assert begun.wait(60)
     url = address_of(listening)
-    with httpx.Client(base_url=url, timeout=60) as client:
-        yield Server(url, service, gate, client)
-    gate.open.set()
-    waiting.close()
-    thread.join(60)
+    try:
+        with httpx.Client(base_url=url, timeout=60) as client:
+            yield Server(url, service, gate, client)
+    finally:
+        gate.open.set()
+        waiting.close()
+        thread.join(60)
     assert not thread.is_alive()
 
 

@@ -117,9 +117,11 @@ def test_an_answer_that_takes_longer_than_a_head_may_is_given(server: Server) ->
     server.gate.open.clear()
     with ThreadPoolExecutor(1) as senders:
         sent = senders.submit(server.client.post, "/predict", content=picture())
-        until(lambda: server.service.waiting.in_hand == 1)
-        time.sleep(1.5)
-        server.gate.open.set()
+        try:
+            until(lambda: server.service.waiting.in_hand == 1)
+            time.sleep(1.5)
+        finally:
+            server.gate.open.set()
         assert sent.result().status_code == 200
 
 

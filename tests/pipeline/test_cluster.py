@@ -195,17 +195,22 @@ def test_no_scheduler_is_one_message(monkeypatch, capfd):
 
 
 def test_a_scheduler_without_workers_is_said_and_given_up(monkeypatch):
-    for name, seconds in (("_A_LOOK", 0.1), ("_TO_SAY", 0.5), ("", 10)):
+    for name, seconds in (("_A_LOOK", 0.1), ("_TO_SAY", 0.5), ("", 100)):
         monkeypatch.setattr(cluster, f"_SECONDS{name}", seconds)
     said: list[str] = []
+
+    def say(message: str) -> None:
+        said.append(message)
+        monkeypatch.setattr(cluster, "_SECONDS", 0)  # they are over
+
     with (
         LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as started,
-        cluster.opened(started.scheduler_address, said.append) as opened,
+        cluster.opened(started.scheduler_address, say) as opened,
         opened.serving(Squares()) as results,
         pytest.raises(SpgError, match=r"all workers of .* are gone"),
     ):
         list(results([2]))
-    assert said == [f"{started.scheduler_address}: no worker is there; waiting 10 s for one."]
+    assert said == [f"{started.scheduler_address}: no worker is there; waiting 100 s for one."]
 
 
 @pytest.mark.slow

@@ -62,7 +62,8 @@ def test_names_are_relative_to_what_all_arguments_are_in(tree, sources, names):
         (["@shots/d.png"], "is no list: expected UTF-8 text"),
         (["@/dev/zero"], "is no list: expected UTF-8 text"),
         (["@itself.txt"], r"@itself\.txt does not exist"),
-        (["@dash.txt"], "^- does not exist"),
+        (["@dash.txt"], "^- does not exist.*within a list the first three"),
+        (["[@-]"], "^- is a pipe"),
         (["/dev/zero"], "is a pipe or a device"),
     ],
 )
@@ -71,6 +72,8 @@ def test_what_stands_for_nothing_is_refused(tree, sources, message):
     (tree / "none.txt").touch()
     (tree / "itself.txt").write_text("@itself.txt")
     (tree / "dash.txt").write_text("-")
+    if sources == ["[@-]"]:
+        os.mkfifo(tree / "-")
     with pytest.raises(SpgError, match=message):
         find_items(["empty"] if sources == ["list.txt"] else sources, tree / "out")
 

@@ -246,6 +246,7 @@ def test_a_place_is_a_folder_or_a_url_in_one_spelling():
     assert {text: place_of(text) for text in places} == places
     assert place_of("C:/a") == Path("C:/a")
     assert place_of("./s3:/bucket/x") == Path("s3:/bucket/x")  # as its error advises
+    assert place_of("./s3://bucket/x") == Path("s3:/bucket/x")
     refused = {"": "is empty: expected", " ": "is empty", "file://a/b": "expected a/b, or file:///"}
     refused |= {"file:/a/b": "expected /a/b, or file:///", "file://": "expected a folder, or"}
     for text, message in (refused | {"s3:/bucket/x": r"has two .*\./s3:/bucket/x for"}).items():

@@ -57,6 +57,14 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
         return folder, compare(run, normals=2)
 
 
+def costs_file(run: RecipeRun) -> Path:
+    return run.paths.comparison.with_name(f"{run.params.name}-costs.json")
+
+
+def costs_of(file: Path) -> dict[str, Cost]:
+    return MakingCosts.load(file).costs
+
+
 def rows_of(comparison: Result) -> dict[str, dict[str, Any]]:
     return {row["method"]: row for row in comparison.rows}
 
@@ -108,6 +116,9 @@ def test_a_second_run_makes_nothing_again_and_still_knows_what_it_cost(
     folder, first = compared
     monkeypatch.chdir(folder)
     monkeypatch.setattr("spg_pipe.study.compare.run_jobs", in_turn)  # the first run had processes
+    kept = costs_file(run_of())
+    dearer = {key: Cost(c.seconds + 1000, c.mebibytes) for key, c in costs_of(kept).items()}
+    record.write_record(kept, MakingCosts(costs=dearer))
     again = compare(replace(run_of(seeds=[1]), console=Console(1)), normals=2)
     said = capsys.readouterr().err
     assert "spg-plus, left → right, seed 1" in said
@@ -116,9 +127,8 @@ def test_a_second_run_makes_nothing_again_and_still_knows_what_it_cost(
     for before, after in zip(first.rows, again.rows, strict=True):
         for name in ("method", "supervision", "pixel_auroc_high", "pixel_ap_low"):
             assert before[name] == pytest.approx(after[name], nan_ok=True), before["method"]
-    trained, later = (rows_of(each)["SPG as published"] for each in (first, again))
-    loading = 60  # is measured anew
-    assert later["making_seconds"] == pytest.approx(trained["making_seconds"], abs=loading)
+    # An SAE and guides; what is loaded is measured anew.
+    assert 2000 < rows_of(again)["SPG as published"]["making_seconds"] < 2100
 
 
 @pytest.mark.parametrize("method", methods.TRAINED)
@@ -143,7 +153,7 @@ def test_what_was_made_elsewhere_has_no_making_cost(compared, monkeypatch, tmp_p
     monkeypatch.chdir(compared[0])
     run, loading = run_of(), Cost(0.5, 800.0)
     origin = Detector.load(run.paths.detector("left", 1)).record.origin
-    kept = MakingCosts.load(run.paths.comparison.with_name(f"{run.params.name}-costs.json")).costs
+    kept = costs_of(costs_file(run))
     guides, sae = kept[origin.fingerprint], kept[origin.sae.fingerprint]
     whole = Cost(guides.seconds + sae.seconds + 0.5, 800.0)
     assert MakingCosts(costs=kept).of(origin, loading) == whole

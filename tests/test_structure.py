@@ -104,8 +104,8 @@ def test_files_stay_small() -> None:
 
 
 def test_the_package_stays_within_its_bounds() -> None:
-    assert sum(len(lines_of(path)) for path in MODULES) <= 42_990
-    assert sum(len(lines_of(path)) for path in SOURCES if path.is_relative_to(TESTS)) <= 35_215
+    assert sum(len(lines_of(path)) for path in MODULES) <= 43_020
+    assert sum(len(lines_of(path)) for path in SOURCES if path.is_relative_to(TESTS)) <= 35_230
 
 
 def test_functions_fit_a_screen() -> None:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, islice
 from threading import Lock
@@ -65,6 +65,8 @@ class Failure:
     """An `SpgError` of a unit: what went wrong for a person, not for the cluster."""
 
     message: str
+    worker: str = ""
+    """Its address."""
 
 
 _DIED = object()
@@ -103,7 +105,9 @@ class _Opened(WorkerPlugin, Generic[U, R]):
 
 def _unit(name: str, unit: object) -> object:
     """What Dask runs on a worker."""
-    return get_worker().plugins[name].unit(unit)  # type: ignore[attr-defined]
+    worker = get_worker()
+    result = worker.plugins[name].unit(unit)  # type: ignore[attr-defined]
+    return replace(result, worker=worker.address) if isinstance(result, Failure) else result
 
 
 class Workers:
@@ -208,9 +212,14 @@ class Workers:
             result = future.result()
         except (KilledWorker, CommClosedError):
             return _DIED
-        if isinstance(result, Failure):
+        if not isinstance(result, Failure):
+            return result
+        if local_workers(self._where) is not None:
             raise SpgError(result.message)
-        return result
+        raise SpgError(
+            f"On the worker {result.worker}: {result.message} If it is otherwise here, that worker "
+            "sees other files: workers need the same folders at the same paths."
+        )
 
     def _lost(self) -> SpgError:
         return SpgError(

@@ -43,7 +43,7 @@ def local_workers(cluster: str | None) -> int | None:
 
     A `UsageError` if it is neither.
     """
-    kind, colon, number = (cluster or "").partition(":")
+    kind, colon, number = (cluster or "").lower().partition(":")
     address = kind != "local" and _ADDRESS.fullmatch(cluster or "")
     if cluster is None or (address and int(cluster.rpartition(":")[2]) < 2**16):
         return None

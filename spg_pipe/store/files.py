@@ -17,7 +17,7 @@ from zarr.storage import FsspecStore, LocalStore, ObjectStore, WrapperStore
 
 from spg_pipe.artefacts.reading import MOST_BYTES, damaged, read_file, read_json, unreadable
 from spg_pipe.errors import SpgError
-from spg_pipe.recipe.places import Place, refuse_secrets
+from spg_pipe.recipe.places import Place, refuse_secrets, require_server
 from spg_pipe.store.cache import CachedFiles, CacheFolder
 from spg_pipe.store.format import COMMAND, SHARD_INDEX
 from spg_pipe.store.shards import ShardEntry, crc32c
@@ -43,7 +43,7 @@ class _Objects:
     def __init__(self, place: str) -> None:
         from obstore.store import from_url
 
-        self._place, self.store = place, from_url(place, retry_config=_RETRIES)
+        self._place, self.store = place, from_url(require_server(place), retry_config=_RETRIES)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Objects, (self._place,)  # credentials are of each machine's environment

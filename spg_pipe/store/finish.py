@@ -203,11 +203,12 @@ def _table_entries(root: Path, place: Place) -> list[ShardEntry]:
 
 
 def _says_missing(place: Place, spec: StoreSpec, missing: list[int]) -> str:
-    first = ranges_of(missing).partition(",")[0]
+    first, more, _ = ranges_of(missing).partition(",")
     return (
         f"{place} lacks {len(missing)} of its {counted(spec.shards, 'shard')}: "
         f"{ranges_of(missing)}. Make them with the `spg-pipe extract` that began it and --shards "
-        f"{first}, or all at once without --shards."
+        f"{first}{' and so on' if more else ''}, or all at once without --shards; if other "
+        "machines made them, see that they share this folder."
     )
 
 

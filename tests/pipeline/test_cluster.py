@@ -140,6 +140,17 @@ def test_a_quarter_of_the_window_is_one_submission(workers, monkeypatch):
     assert len([size for size in sizes if 0 < size < 4]) <= 1  # the last
 
 
+def test_an_error_of_a_unit_names_its_worker_elsewhere(workers):
+    address = workers._client.cluster.scheduler_address
+    says = r"^On the worker tcp://127\.0\.0\.1:\d+: 13 has no square\. .*the same folders"
+    with (
+        cluster.opened(address, print) as opened,
+        opened.serving(Squares()) as results,
+        pytest.raises(SpgError, match=says),
+    ):
+        list(results([13]))
+
+
 def test_an_error_of_a_unit_is_the_runs(workers):
     with (
         workers.serving(Squares()) as results,

@@ -201,6 +201,13 @@ def test_a_server_that_would_overwrite_is_refused(bucket, tiny_manifest):
     [
         ("AWS_ACCESS_KEY_ID", "other", URL, NEXT),
         ("AWS_ENDPOINT_URL", "http://127.0.0.1:9", URL, NEXT),
+        ("AWS_ENDPOINT_URL", "127.0.0.1:9", URL, "is no address of a server: expected"),
+        ("AWS_ENDPOINT_URL", "http://geheim@h", URL, "is no address of a server"),
+        ("AWS_ENDPOINT", "http://127.0.0.1:65536", URL, "AWS_ENDPOINT is no address"),
+        ("AWS_ENDPOINT_URL_S3", "", URL, "AWS_ENDPOINT_URL_S3 is no address"),
+        ("AWS_ENDPOINT", "http://127.0.0.1:9 ", URL, "without blanks"),
+        ("AWS_REGION", "x y", URL, "AWS_REGION is no region: expected"),
+        ("AWS_ALLOW_HTTP", "0", URL, "without TLS. Set AWS_ALLOW_HTTP=true"),
         ("AWS_REGION", "r", "s3://none/a.zarr", "no such bucket or folder. Make it with"),
         ("AWS_REGION", "r", "s3://key:geheim@bucket/a.zarr", "holds a password or a query"),
         ("AWS_REGION", "r", "https://geheim@host/a.zarr", "holds a password or a query"),

@@ -253,7 +253,7 @@ WRONG = ["local:0", "local:", "local:x", "local:²", "local:1000", "", "there", 
 def test_what_is_no_cluster_is_refused(name):
     with pytest.raises(UsageError, match=r"expected local, local:N.*tcp://host:8786"):
         local_workers(name)
-    assert local_workers("local:3") == 3
+    assert (local_workers("local:3"), local_workers("LOCAL:2")) == (3, 2)
     for address in ("tcp://there:8786", "there:8786", "tls://[::1]:8786"):
         assert local_workers(address) is None
 
